@@ -1,0 +1,144 @@
+"""Splat attention in chunks: the portable fast path, on CPU and GPU, forward and backward.
+
+A running mean is a rescaled receive weight (read = receive / mass), so the mix is linear attention with an M-wide
+positive key: within a chunk of C tokens a C x C product, across chunks the state.
+
+    y_i = sum_{j <= i, same chunk} <read_i, send_j> v_j + <read_i, total before the chunk>
+
+The sequence is worked through in blocks of chunks that fit in the cache, the state carried from block to block. Nothing
+of size T x T, T x M x D or T x M x P exists: the largest arrays are T x C and (T / C) x M x D, and C >= M.
+"""
+
+# B batch, T target token, S source token, H head, N chunk, C token in a chunk, M splat, D value width, P position width
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from .decay import decayed_cumsum, decayed_scores, log_decay_after
+from .routing import ROUTINGS, route
+from .splats import MIN_MASS, Splats, SplatState
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+MIN_CHUNK = 64  # fewer tokens make the matrix products too small to be quick
+BLOCK_ROWS = 16384  # tokens x heads x batch worked on at once: a few MiB an array, so that it stays in the cache
+
+
+def chunked(
+    send_positions: Float[Tensor, "B S H P"],
+    receive_positions: Float[Tensor, "B T H P"],
+    values: Float[Tensor, "B S H D"],
+    splats: Splats,
+    *,
+    causal: bool,
+    routing: str,
+    log_decay: Float[Tensor, "B S H #M"] | None,
+    write_gate: Float[Tensor, "B S H #M"] | None,
+    state: SplatState,
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    """Output and final state, by blocks of chunks."""
+    batch, _, num_heads, _ = values.shape
+    chunk_size = max(MIN_CHUNK, splats.centers.shape[1])
+    block_size = max(1, BLOCK_ROWS // max(1, batch * num_heads * chunk_size)) * chunk_size
+
+    def sent(tokens: slice) -> Float[Tensor, "B H S M"]:
+        send = route(send_positions[:, tokens], splats, routing)
+        if write_gate is not None:
+            send = send * write_gate[:, tokens]
+        return send.transpose(1, 2)
+
+    def valued(tokens: slice) -> Float[Tensor, "B H S D"]:
+        return values[:, tokens].transpose(1, 2).to(state.total.dtype)
+
+    def received(tokens: slice) -> Float[Tensor, "B H T M"]:
+        return route(receive_positions[:, tokens], splats, routing).transpose(1, 2)
+
+    running_mean = ROUTINGS[routing].running_mean
+    outputs = []
+    if causal:
+        for tokens, length in _blocks(values.shape[1], block_size, chunk_size):
+            steps = None if log_decay is None else log_decay[:, tokens].transpose(1, 2)
+            parts = (_in_chunks(part, length) for part in (sent(tokens), received(tokens), valued(tokens), steps))
+            output, state = mix_chunks(*parts, state, running_mean)
+            outputs.append(output.flatten(2, 3).transpose(1, 2))
+    else:
+        for tokens, _ in _blocks(values.shape[1], block_size, 1):
+            state = write_block(state, sent(tokens), valued(tokens))
+        means = state.total / state.mass.clamp_min(MIN_MASS)[..., None] if running_mean else state.total
+        for tokens, _ in _blocks(receive_positions.shape[1], block_size, 1):
+            outputs.append((received(tokens) @ means).transpose(1, 2))
+    if not outputs:
+        return state.total.new_zeros(batch, receive_positions.shape[1], num_heads, values.shape[-1]), state
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), state
+
+
+def write_block(
+    state: SplatState, send: Float[Tensor, "B H S M"], values: Float[Tensor, "B H S D"]
+) -> SplatState:
+    """The state after all these tokens."""
+    return SplatState(state.mass + send.sum(2), state.total + send.mT @ values)
+
+
+def mix_chunks(
+    send: Float[Tensor, "B H N C M"],
+    receive: Float[Tensor, "B H N C M"],
+    values: Float[Tensor, "B H N C D"],
+    log_decay: Float[Tensor, "B H N C #M"] | None,
+    state: SplatState,
+    running_mean: bool,
+) -> tuple[Float[Tensor, "B H N C D"], SplatState]:
+    """All chunks of a block at once: what each sends on, what each finds, what each token reads."""
+    if log_decay is None:
+        mass, total, state = _running_state(send.sum(3), send.mT @ values, None, state)
+        mass_here = mass[..., None, :] + send.cumsum(3)
+        read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
+        return (read @ send.mT).tril() @ values + read @ total, state
+
+    left = send * log_decay_after(log_decay).exp()  # what is left of a token at the end of its chunk
+    mass, total, state = _running_state(left.sum(3), left.mT @ values, log_decay.sum(3), state)
+    kept = log_decay.cumsum(3).exp()  # what is left, at a token, of the state before its chunk
+    mass_here = kept * mass[..., None, :] + decayed_cumsum(send, log_decay)
+    read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
+    return decayed_scores(read, send, log_decay) @ values + (read * kept) @ total, state
+
+
+def _running_state(
+    mass: Float[Tensor, "B H N M"],
+    total: Float[Tensor, "B H N M D"],
+    log_decay: Float[Tensor, "B H N #M"] | None,
+    state: SplatState,
+) -> tuple[Float[Tensor, "B H N M"], Float[Tensor, "B H N M D"], SplatState]:
+    """From what each chunk adds: the state before each chunk, and the state after the last."""
+    masses = _running(mass[..., None], state.mass[..., None], log_decay)[..., 0]
+    totals = _running(total, state.total, log_decay)
+    return masses[:, :, :-1], totals[:, :, :-1], SplatState(masses[:, :, -1], totals[:, :, -1])
+
+
+def _running(
+    terms: Float[Tensor, "B H N M X"], start: Float[Tensor, "B H M X"], log_decay: Float[Tensor, "B H N #M"] | None
+) -> Float[Tensor, "B H N+1 M X"]:
+    terms = torch.cat([start[:, :, None], terms], 2)
+    if log_decay is None:
+        return terms.cumsum(2)
+    steps = F.pad(log_decay, (0, 0, 1, 0)).mT[..., None]  # [B, H, M, N + 1, 1]; the start has nothing to forget
+    return decayed_cumsum(terms.transpose(2, 3), steps).transpose(2, 3)
+
+
+def _in_chunks(part: Float[Tensor, "B H S X"] | None, length: int) -> Float[Tensor, "B H N C X"] | None:
+    return None if part is None else part.unflatten(2, (-1, length))
+
+
+def _blocks(num_tokens: int, block_size: int, chunk_size: int) -> Iterator[tuple[slice, int]]:
+    """Slices of at most `block_size` tokens, and the chunk length in each: whole chunks first, then what remains."""
+    whole = num_tokens - num_tokens % chunk_size
+    for start in range(0, whole, block_size):
+        yield slice(start, min(start + block_size, whole)), chunk_size
+    if whole < num_tokens:
+        yield slice(whole, num_tokens), num_tokens - whole

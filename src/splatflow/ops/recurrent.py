@@ -1,0 +1,73 @@
+"""One token at a time: the form that decodes, and a second, independent definition.
+
+    mass  <- exp(log_decay) mass  + send
+    total <- exp(log_decay) total + send v
+    y      = sum_m receive_m total_m / mass_m
+"""
+
+# B batch, T target token, S source token, H head, M splat, D value width, P position width
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .routing import ROUTINGS, route
+from .splats import MIN_MASS, Splats, SplatState
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def write(
+    state: SplatState,
+    send: Float[Tensor, "B H M"],
+    value: Float[Tensor, "B H D"],
+    log_decay: Float[Tensor, "B H #M"] | None,
+) -> SplatState:
+    """The state after one more token."""
+    mass, total = state
+    if log_decay is not None:
+        kept = log_decay.exp()
+        mass, total = mass * kept, total * kept[..., None]
+    return SplatState(mass + send, total + send[..., None] * value[..., None, :])
+
+
+def read(state: SplatState, receive: Float[Tensor, "B H M"], running_mean: bool) -> Float[Tensor, "B H D"]:
+    """What a token that receives with these weights hears."""
+    mass, total = state
+    weights = receive / mass.clamp_min(MIN_MASS) if running_mean else receive
+    return (weights[..., None, :] @ total).squeeze(-2)
+
+
+def recurrent(
+    send_positions: Float[Tensor, "B S H P"],
+    receive_positions: Float[Tensor, "B T H P"],
+    values: Float[Tensor, "B S H D"],
+    splats: Splats,
+    *,
+    causal: bool,
+    routing: str,
+    log_decay: Float[Tensor, "B S H #M"] | None,
+    write_gate: Float[Tensor, "B S H #M"] | None,
+    state: SplatState,
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    """Output and final state, token by token. With one token this is the decoding step."""
+    send, receive = route(send_positions, splats, routing), route(receive_positions, splats, routing)
+    if write_gate is not None:
+        send = send * write_gate
+    values = values.to(send.dtype)
+    running_mean = ROUTINGS[routing].running_mean
+
+    outputs = []
+    for source in range(values.shape[1]):
+        state = write(state, send[:, source], values[:, source], None if log_decay is None else log_decay[:, source])
+        if causal:
+            outputs.append(read(state, receive[:, source], running_mean))
+    if not causal:
+        outputs = [read(state, receive[:, target], running_mean) for target in range(receive.shape[1])]
+    if not outputs:
+        return values.new_zeros(values.shape[0], receive.shape[1], *values.shape[2:]), state
+    return torch.stack(outputs, 1), state

@@ -1,0 +1,79 @@
+"""Splat attention by its definition: dense, slow, exact. Every other backend is tested against this file.
+
+    mass_im = decay(i, 0) mass0_m  + sum_j decay(i, j) send_jm
+    y_i     = sum_m receive_im / mass_im * (decay(i, 0) total0_m + sum_j decay(i, j) send_jm v_j)
+
+with j <= i if causal, else all j and no decay. Routings without a running mean leave out the division.
+"""
+
+# B batch, T target token, S source token, H head, M splat, D value width, P position width
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from .routing import ROUTINGS, route
+from .splats import MIN_MASS, Splats, SplatState
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def decay_matrix(log_decay: Float[Tensor, "B S H M"]) -> Float[Tensor, "B H S S M"]:
+    """decay(i, j) of every splat for every pair of tokens, exp(sum_{j < t <= i} log_decay_t); 0 for j > i."""
+    length = log_decay.shape[1]
+    after = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril(-1)  # row t, column j: t > j
+    steps = log_decay.transpose(1, 2)[:, :, :, None, :]  # [B, H, S (t), 1, M]
+    sums = torch.where(after[:, :, None], steps, 0.0).cumsum(2)  # [B, H, S (i), S (j), M]
+    past = torch.ones_like(after).tril()
+    return torch.where(past[:, :, None], sums.exp(), 0.0)
+
+
+def reference(
+    send_positions: Float[Tensor, "B S H P"],
+    receive_positions: Float[Tensor, "B T H P"],
+    values: Float[Tensor, "B S H D"],
+    splats: Splats,
+    *,
+    causal: bool,
+    routing: str,
+    log_decay: Float[Tensor, "B S H #M"] | None,
+    write_gate: Float[Tensor, "B S H #M"] | None,
+    state: SplatState,
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    """Output and final state from the dense token-token matrix."""
+    send, receive = route(send_positions, splats, routing), route(receive_positions, splats, routing)
+    if write_gate is not None:
+        send = send * write_gate
+    values = values.to(send.dtype)
+    no_decay = torch.zeros_like(send) if log_decay is None else log_decay.expand_as(send)
+    if causal:
+        kept = no_decay.cumsum(1).exp()  # [B, T, H, M], decay(i, 0)
+        paths = torch.einsum("BHTSM,BSHM->BHTSM", decay_matrix(no_decay), send)
+    else:
+        kept = torch.ones_like(receive)
+        paths = send.transpose(1, 2)[:, :, None].expand(-1, -1, receive.shape[1], -1, -1)
+
+    mass = kept * state.mass[:, None] + torch.einsum("BHTSM->BTHM", paths)
+    read = receive / mass.clamp_min(MIN_MASS) if ROUTINGS[routing].running_mean else receive
+    weights = torch.einsum("BTHM,BHTSM->BHTS", read, paths)
+    output = torch.einsum("BHTS,BSHD->BTHD", weights, values)
+    output = output + torch.einsum("BTHM,BHMD->BTHD", read * kept, state.total)
+    return output, _final_state(send, values, no_decay, state)
+
+
+def _final_state(
+    send: Float[Tensor, "B S H M"], values: Float[Tensor, "B S H D"], log_decay: Float[Tensor, "B S H M"], state: SplatState
+) -> SplatState:
+    """What all the tokens leave behind."""
+    later = F.pad(log_decay, (0, 0, 0, 0, 0, 1))[:, 1:]  # a token does not fade by its own arrival
+    left = later.flip(1).cumsum(1).flip(1).exp() * send  # [B, S, H, M]
+    kept = log_decay.sum(1).exp()  # [B, H, M]
+    return SplatState(
+        kept * state.mass + left.sum(1),
+        kept[..., None] * state.total + torch.einsum("BSHM,BSHD->BHMD", left, values),
+    )
