@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_CHUNK = 64  # fewer tokens make the matrix products too small to be quick
-BLOCK_ROWS = 16384  # tokens x heads x batch worked on at once: a few MiB an array, so that it stays in the cache
+BLOCK_ROWS = 8192  # tokens x heads x batch worked on at once: a few MiB an array, so that it stays in the cache
 
 
 def chunked(
@@ -44,46 +44,37 @@ def chunked(
     state: SplatState,
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, by blocks of chunks."""
-    batch, _, num_heads, _ = values.shape
+    batch, num_sources, num_heads, _ = values.shape
+    num_targets = receive_positions.shape[1]
     chunk_size = max(MIN_CHUNK, splats.centers.shape[1])
     block_size = max(1, BLOCK_ROWS // max(1, batch * num_heads * chunk_size)) * chunk_size
 
-    def sent(tokens: slice) -> Float[Tensor, "B H S M"]:
-        send = route(send_positions[:, tokens], splats, routing)
-        if write_gate is not None:
-            send = send * write_gate[:, tokens]
-        return send.transpose(1, 2)
+    def send(tokens: slice) -> Float[Tensor, "B H S M"]:
+        weights = route(send_positions[:, tokens], splats, routing)
+        return (weights if write_gate is None else weights * write_gate[:, tokens]).transpose(1, 2)
 
-    def valued(tokens: slice) -> Float[Tensor, "B H S D"]:
-        return values[:, tokens].transpose(1, 2).to(state.total.dtype)
-
-    def received(tokens: slice) -> Float[Tensor, "B H T M"]:
+    def receive(tokens: slice) -> Float[Tensor, "B H T M"]:
         return route(receive_positions[:, tokens], splats, routing).transpose(1, 2)
 
+    def value(tokens: slice) -> Float[Tensor, "B H S D"]:
+        return values[:, tokens].transpose(1, 2).to(state.total.dtype)
+
     running_mean = ROUTINGS[routing].running_mean
-    outputs = []
+    outputs = [state.total.new_empty(batch, num_heads, 0, values.shape[-1])]
     if causal:
-        for tokens, length in _blocks(values.shape[1], block_size, chunk_size):
+        for tokens, length in _blocks(num_sources, block_size, chunk_size):
             steps = None if log_decay is None else log_decay[:, tokens].transpose(1, 2)
-            parts = (_in_chunks(part, length) for part in (sent(tokens), received(tokens), valued(tokens), steps))
-            output, state = mix_chunks(*parts, state, running_mean)
-            outputs.append(output.flatten(2, 3).transpose(1, 2))
+            parts = (_in_chunks(part, length) for part in (send(tokens), receive(tokens), value(tokens), steps))
+            block, state = mix_chunks(*parts, state, running_mean)
+            outputs.append(block.flatten(2, 3))
     else:
-        for tokens, _ in _blocks(values.shape[1], block_size, 1):
-            state = write_block(state, sent(tokens), valued(tokens))
+        for tokens, _ in _blocks(num_sources, block_size, 1):
+            weights = send(tokens)
+            state = SplatState(state.mass + weights.sum(2), state.total + weights.mT @ value(tokens))
         means = state.total / state.mass.clamp_min(MIN_MASS)[..., None] if running_mean else state.total
-        for tokens, _ in _blocks(receive_positions.shape[1], block_size, 1):
-            outputs.append((received(tokens) @ means).transpose(1, 2))
-    if not outputs:
-        return state.total.new_zeros(batch, receive_positions.shape[1], num_heads, values.shape[-1]), state
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), state
-
-
-def write_block(
-    state: SplatState, send: Float[Tensor, "B H S M"], values: Float[Tensor, "B H S D"]
-) -> SplatState:
-    """The state after all these tokens."""
-    return SplatState(state.mass + send.sum(2), state.total + send.mT @ values)
+        for tokens, _ in _blocks(num_targets, block_size, 1):
+            outputs.append(receive(tokens) @ means)
+    return torch.cat(outputs, 2).transpose(1, 2), state
 
 
 def mix_chunks(

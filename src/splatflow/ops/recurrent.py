@@ -1,8 +1,8 @@
 """One token at a time: the form that decodes, and a second, independent definition.
 
-    mass  <- exp(log_decay) mass  + send
-    total <- exp(log_decay) total + send v
-    y      = sum_m receive_m total_m / mass_m
+mass  <- exp(log_decay) mass  + send
+total <- exp(log_decay) total + send v
+y      = sum_m receive_m total_m / mass_m
 """
 
 # B batch, T target token, S source token, H head, M splat, D value width, P position width

@@ -67,7 +67,10 @@ def reference(
 
 
 def _final_state(
-    send: Float[Tensor, "B S H M"], values: Float[Tensor, "B S H D"], log_decay: Float[Tensor, "B S H M"], state: SplatState
+    send: Float[Tensor, "B S H M"],
+    values: Float[Tensor, "B S H D"],
+    log_decay: Float[Tensor, "B S H M"],
+    state: SplatState,
 ) -> SplatState:
     """What all the tokens leave behind."""
     later = F.pad(log_decay, (0, 0, 0, 0, 0, 1))[:, 1:]  # a token does not fade by its own arrival

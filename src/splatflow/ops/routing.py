@@ -42,7 +42,7 @@ def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[T
     precision = torch.exp(-2.0 * log_scales)  # [H, M], 1 / sigma^2
     # H stands first in the product: one matrix product a head, with the centers as its right side
     cross = torch.einsum("BTHP,HMP->BTHM", positions, centers * precision[..., None])
-    squared_norm = positions.square().sum(-1, keepdim=True)  # [B, T, H, 1]
+    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [B, T, H, 1]
     half_center = 0.5 * precision * centers.square().sum(-1)  # [H, M]
     nearness = cross - 0.5 * precision * squared_norm - half_center
     return log_amplitudes + nearness.clamp(FARTHEST, 0.0)
@@ -72,8 +72,6 @@ ROUTINGS: dict[str, Routing] = {
 }
 
 
-def route(
-    positions: Float[Tensor, "B T H P"], splats: Splats, routing: str
-) -> Float[Tensor, "B T H M"]:
+def route(positions: Float[Tensor, "B T H P"], splats: Splats, routing: str) -> Float[Tensor, "B T H M"]:
     """Weights of the named routing at these positions."""
     return ROUTINGS[routing].weights(log_affinity(positions, splats))

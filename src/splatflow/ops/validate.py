@@ -92,7 +92,9 @@ def check_state(state: SplatState, shape: tuple[int, int, int, int], values: Ten
     _check_shapes({"state.mass": (state.mass, shape[:3]), "state.total": (state.total, shape)})
     for name, part in (("state.mass", state.mass), ("state.total", state.total)):
         if part.dtype != inner_dtype(values.dtype):
-            raise TypeError(f"{name} is {part.dtype}, expected {inner_dtype(values.dtype)} for values of {values.dtype}")
+            raise TypeError(
+                f"{name} is {part.dtype}, expected {inner_dtype(values.dtype)} for values of {values.dtype}"
+            )
 
 
 def _check_floats(device: torch.device | None, tensors: dict[str, tuple[Tensor, int]]) -> None:
@@ -110,10 +112,14 @@ def _check_floats(device: torch.device | None, tensors: dict[str, tuple[Tensor, 
 def _check_shapes(tensors: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
     for name, (tensor, shape) in tensors.items():
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to go with the other arguments")
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to go with the other arguments"
+            )
 
 
-def _check_factor(name: str, factor: Tensor | None, values: Tensor, num_splats: int, *, low: float, high: float) -> None:
+def _check_factor(
+    name: str, factor: Tensor | None, values: Tensor, num_splats: int, *, low: float, high: float
+) -> None:
     if factor is None:
         return
     per_head = tuple(values.shape[:3])
