@@ -1,3 +1,10 @@
-"""splatflow: splat attention for PyTorch."""
+"""splatflow: splat attention for PyTorch.
 
+The operator is `splat_attention`, the layer `SplatAttention`; the Hugging Face model lives in `splatflow.models`.
+"""
+
+from .nn import SplatAttention
+from .ops import Splats, SplatState, splat_attention
+
+__all__ = ["SplatAttention", "SplatState", "Splats", "splat_attention"]
 __version__ = "0.1.0"

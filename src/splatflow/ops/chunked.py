@@ -63,9 +63,15 @@ def chunked(
     outputs = [state.total.new_empty(batch, num_heads, 0, values.shape[-1])]
     if causal:
         for tokens, length in _blocks(num_sources, block_size, chunk_size):
-            steps = None if log_decay is None else log_decay[:, tokens].transpose(1, 2)
-            parts = (_in_chunks(part, length) for part in (send(tokens), receive(tokens), value(tokens), steps))
-            block, state = mix_chunks(*parts, state, running_mean)
+            steps = None if log_decay is None else _in_chunks(log_decay[:, tokens].transpose(1, 2), length)
+            block, state = mix_chunks(
+                _in_chunks(send(tokens), length),
+                _in_chunks(receive(tokens), length),
+                _in_chunks(value(tokens), length),
+                steps,
+                state,
+                running_mean,
+            )
             outputs.append(block.flatten(2, 3))
     else:
         for tokens, _ in _blocks(num_sources, block_size, 1):
@@ -122,8 +128,8 @@ def _running(
     return decayed_cumsum(terms.transpose(2, 3), steps).transpose(2, 3)
 
 
-def _in_chunks(part: Float[Tensor, "B H S X"] | None, length: int) -> Float[Tensor, "B H N C X"] | None:
-    return None if part is None else part.unflatten(2, (-1, length))
+def _in_chunks(part: Float[Tensor, "B H S X"], length: int) -> Float[Tensor, "B H N C X"]:
+    return part.unflatten(2, (-1, length))
 
 
 def _blocks(num_tokens: int, block_size: int, chunk_size: int) -> Iterator[tuple[slice, int]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def decayed_cumsum(terms: Float[Tensor, "... C M"], log_decay: Float[Tensor, "... C #M"]) -> Float[Tensor, "... C M"]:
-    """y_i = exp(log_decay_i) y_{i-1} + terms_i along the next to last axis, by doubling: log2(C) passes, no loop over C.
+    """y_i = exp(log_decay_i) y_{i-1} + terms_i along the next to last axis, by doubling: log2(C) passes.
 
     Example:
         >>> decayed_cumsum(torch.ones(3, 1), torch.full((3, 1), 0.5).log()).flatten()
@@ -77,7 +77,7 @@ def decayed_scores(
 def _sums_within_blocks(
     log_decay: Float[Tensor, "... C M"], size: int
 ) -> tuple[Float[Tensor, "... C M"], Float[Tensor, "... C M"]]:
-    """For blocks of `size` tokens: the sum from the block's start up to a token, and from after it to the block's end."""
+    """In blocks of `size` tokens: the sum from the block's start to a token, and from after it to the block's end."""
     length = log_decay.shape[-2]
     padded = torch.nn.functional.pad(log_decay, (0, 0, 0, -length % size)).unflatten(-2, (-1, size))
     since, until = padded.cumsum(-2), log_decay_after(padded)

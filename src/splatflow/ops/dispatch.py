@@ -8,12 +8,13 @@ A new backend is one module and one row of `BACKENDS`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .chunked import chunked
-from .documents import lay_out
+from .documents import Mix, over_documents, without_padding
 from .recurrent import recurrent
 from .reference import reference
 from .splats import Splats, SplatState, inner_dtype
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """One way to compute the operator. `supports(**arguments)` returns None, or the reason why it cannot."""
+    """One way to compute the operator. `supports(causal=, routing=)` returns None, or why not."""
 
-    function: Callable[..., tuple[Tensor, SplatState]]
+    function: Mix
     supports: Callable[..., str | None]
 
 
@@ -98,33 +99,75 @@ def splat_attention(
         >>> output.flatten().tolist(), state.mass.item()
         ([1.0, 1.5, 3.0], 3.0)
     """
-    arguments = {"causal": causal, "routing": routing, "log_decay": log_decay, "write_gate": write_gate, "state": state}
     check_arguments(
-        send_positions, receive_positions, values, splats, **arguments, padding_mask=padding_mask, cu_seqlens=cu_seqlens
+        send_positions,
+        receive_positions,
+        values,
+        splats,
+        causal=causal,
+        routing=routing,
+        log_decay=log_decay,
+        write_gate=write_gate,
+        padding_mask=padding_mask,
+        state=state,
+        cu_seqlens=cu_seqlens,
     )
-    chosen = _choose(backend, values.shape[1], causal)
-    reason = chosen.supports(**arguments)
-    if reason is not None:
-        raise ValueError(f"backend {backend!r} cannot do this: {reason}")
-
+    function = _choose(backend, values.shape[1], causal=causal, routing=routing)
+    mix = partial(_call, function, splats, causal, routing)
     dtype = inner_dtype(values.dtype)
-    arguments["log_decay"] = _per_splat(log_decay, dtype)
-    arguments["write_gate"] = _per_splat(write_gate, dtype)
+    log_decay, write_gate = _per_splat(log_decay, dtype), _per_splat(write_gate, dtype)
+    if state is None:
+        num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        state = SplatState.empty(values, num_sequences, splats.centers.shape[1])
     with torch.autocast(values.device.type, enabled=False):  # sums and affinities are never narrower than fp32
         if cu_seqlens is not None:
-            run, extra = _packed, {"boundaries": cu_seqlens.tolist()}
+            boundaries = cu_seqlens.tolist()
+            output, state = over_documents(
+                mix, boundaries, send_positions, receive_positions, values, log_decay, write_gate, state
+            )
         else:
-            run, extra = _padded, {"padding_mask": padding_mask}
-        output, state = run(chosen.function, send_positions, receive_positions, values, splats, **arguments, **extra)
+            sources = (send_positions, values, log_decay, write_gate)
+            if padding_mask is not None:
+                sources = without_padding(padding_mask, *sources)
+            output, state = mix(sources[0], receive_positions, *sources[1:], state)
     return output.to(values.dtype), state
 
 
-def _choose(backend: str, num_tokens: int, causal: bool) -> Backend:
+def _choose(backend: str, num_tokens: int, *, causal: bool, routing: str) -> Mix:
     if backend == "auto":
         backend = "recurrent" if causal and num_tokens == 1 else "chunked"
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {['auto', *BACKENDS]}")
-    return BACKENDS[backend]
+    reason = BACKENDS[backend].supports(causal=causal, routing=routing)
+    if reason is not None:
+        raise ValueError(f"backend {backend!r} cannot do this: {reason}")
+    return BACKENDS[backend].function
+
+
+def _call(
+    function: Mix,
+    splats: Splats,
+    causal: bool,
+    routing: str,
+    send_positions: Tensor,
+    receive_positions: Tensor,
+    values: Tensor,
+    log_decay: Tensor | None,
+    write_gate: Tensor | None,
+    state: SplatState,
+) -> tuple[Tensor, SplatState]:
+    """A backend with the tensors that change from call to call in one order."""
+    return function(
+        send_positions,
+        receive_positions,
+        values,
+        splats,
+        causal=causal,
+        routing=routing,
+        log_decay=log_decay,
+        write_gate=write_gate,
+        state=state,
+    )
 
 
 def _per_splat(factor: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "B S H #M"] | None:
@@ -132,79 +175,3 @@ def _per_splat(factor: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "B S 
     if factor is None:
         return None
     return (factor if factor.ndim == 4 else factor[..., None]).to(dtype)
-
-
-def _padded(
-    function: Callable[..., tuple[Tensor, SplatState]],
-    send_positions: Float[Tensor, "B S H P"],
-    receive_positions: Float[Tensor, "B T H P"],
-    values: Float[Tensor, "B S H D"],
-    splats: Splats,
-    *,
-    log_decay: Float[Tensor, "B S H #M"] | None,
-    write_gate: Float[Tensor, "B S H #M"] | None,
-    padding_mask: Bool[Tensor, "B S"] | None,
-    state: SplatState | None,
-    **options: Any,
-) -> tuple[Float[Tensor, "B T H D"], SplatState]:
-    """Padding becomes a write gate of 0; whatever stands there, NaN included, is gone before it is used."""
-    if state is None:
-        state = SplatState.empty(values, splats.centers.shape[1])
-    if padding_mask is not None:
-        padding = ~padding_mask[:, :, None, None]
-        send_positions, values = (part.masked_fill(padding, 0.0) for part in (send_positions, values))
-        log_decay = None if log_decay is None else log_decay.masked_fill(padding, 0.0)
-        gate = torch.ones_like(padding, dtype=state.mass.dtype) if write_gate is None else write_gate
-        write_gate = gate.masked_fill(padding, 0.0)
-    return function(
-        send_positions,
-        receive_positions,
-        values,
-        splats,
-        log_decay=log_decay,
-        write_gate=write_gate,
-        state=state,
-        **options,
-    )
-
-
-def _packed(
-    function: Callable[..., tuple[Tensor, SplatState]],
-    send_positions: Float[Tensor, "1 T H P"],
-    receive_positions: Float[Tensor, "1 T H P"],
-    values: Float[Tensor, "1 T H D"],
-    splats: Splats,
-    *,
-    log_decay: Float[Tensor, "1 T H #M"] | None,
-    write_gate: Float[Tensor, "1 T H #M"] | None,
-    boundaries: list[int],
-    state: SplatState | None,
-    **options: Any,
-) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
-    """Every document by itself, those of similar length in one batch."""
-    num_documents = len(boundaries) - 1
-    if state is None:
-        state = SplatState.empty(values.expand(num_documents, *values.shape[1:]), splats.centers.shape[1])
-    places, outputs, documents, masses, totals = [], [], [], [], []
-    for batch in lay_out(boundaries, values.device):
-
-        def cut_out(part: Tensor | None, batch: Any = batch) -> Tensor | None:
-            return None if part is None else part[0, batch.index].masked_fill(~batch.real[..., None, None], 0.0)
-
-        output, after = _padded(
-            function,
-            *map(cut_out, (send_positions, receive_positions, values)),
-            splats,
-            log_decay=cut_out(log_decay),
-            write_gate=cut_out(write_gate),
-            padding_mask=batch.real,
-            state=SplatState(state.mass[batch.documents], state.total[batch.documents]),
-            **options,
-        )
-        places.append(batch.index[batch.real])
-        outputs.append(output[batch.real])
-        documents.append(batch.documents)
-        masses.append(after.mass)
-        totals.append(after.total)
-    order, back = torch.cat(documents).argsort(), torch.cat(places).argsort()
-    return torch.cat(outputs)[back][None], SplatState(torch.cat(masses)[order], torch.cat(totals)[order])

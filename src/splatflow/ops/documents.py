@@ -1,28 +1,33 @@
-"""Packed sequences: documents end to end in one row, of which none may hear another.
+"""Padding, and packed sequences: documents end to end in one row, of which none may hear another.
 
 The documents are cut out and laid side by side in batches of similar length. Lengths in a batch differ by less than a
 factor of 2, so less than half of it is padding, and there are at most log2(T) + 1 batches.
 """
 
-# N document, L token of a document
+# N document, L token of a document, T token of the row, H head, M splat, P position width, D value width
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .splats import SplatState, inner_dtype
+
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+# (send positions, receive positions, values, log_decay, write_gate, state) -> (output, state)
+Mix = Callable[..., "tuple[Tensor, SplatState]"]
 
 
 class DocumentBatch(NamedTuple):
     """Documents of similar length: which they are, where each token stands in the row, and which tokens are real."""
 
     documents: Int[Tensor, " N"]
-    index: Int[Tensor, "N L"]
+    places: Int[Tensor, "N L"]
     real: Bool[Tensor, "N L"]
 
 
@@ -31,7 +36,7 @@ def lay_out(boundaries: Sequence[int], device: torch.device) -> Iterator[Documen
 
     Example:
         >>> for batch in lay_out([0, 2, 3, 6], torch.device("cpu")):
-        ...     print(batch.documents.tolist(), batch.index.tolist(), batch.real.tolist())
+        ...     print(batch.documents.tolist(), batch.places.tolist(), batch.real.tolist())
         [1] [[2]] [[True]]
         [0, 2] [[0, 1, 0], [3, 4, 5]] [[True, True, False], [True, True, True]]
     """
@@ -43,3 +48,57 @@ def lay_out(boundaries: Sequence[int], device: torch.device) -> Iterator[Documen
         offsets = torch.arange(int(lengths[documents].max()), device=device)
         real = offsets < lengths[documents, None]
         yield DocumentBatch(documents, torch.where(real, starts[documents, None] + offsets, 0), real)
+
+
+def without_padding(
+    real: Bool[Tensor, "B S"],
+    send_positions: Float[Tensor, "B S H P"],
+    values: Float[Tensor, "B S H D"],
+    log_decay: Float[Tensor, "B S H #M"] | None,
+    write_gate: Float[Tensor, "B S H #M"] | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The sources with padding that neither sends nor forgets; whatever stood there, NaN included, is gone."""
+    padding = ~real[:, :, None, None]
+    gate = torch.ones_like(padding, dtype=inner_dtype(values.dtype)) if write_gate is None else write_gate
+    return (
+        send_positions.masked_fill(padding, 0.0),
+        values.masked_fill(padding, 0.0),
+        None if log_decay is None else log_decay.masked_fill(padding, 0.0),
+        gate.masked_fill(padding, 0.0),
+    )
+
+
+def over_documents(
+    mix: Mix,
+    boundaries: Sequence[int],
+    send_positions: Float[Tensor, "1 T H P"],
+    receive_positions: Float[Tensor, "1 T H P"],
+    values: Float[Tensor, "1 T H D"],
+    log_decay: Float[Tensor, "1 T H #M"] | None,
+    write_gate: Float[Tensor, "1 T H #M"] | None,
+    state: SplatState,
+) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
+    """Every document by itself, those of similar length in one batch. The state has the documents as its batch."""
+    batches = list(lay_out(boundaries, values.device))
+    outputs, masses, totals = [], [], []
+    for batch in batches:
+        padding = ~batch.real[:, :, None, None]
+
+        def cut_out(part: Tensor, places: Tensor = batch.places, padding: Tensor = padding) -> Tensor:
+            return part[0, places].masked_fill(padding, 0.0)
+
+        sources = without_padding(
+            batch.real,
+            cut_out(send_positions),
+            cut_out(values),
+            None if log_decay is None else cut_out(log_decay),
+            None if write_gate is None else cut_out(write_gate),
+        )
+        before = SplatState(state.mass[batch.documents], state.total[batch.documents])
+        output, after = mix(sources[0], cut_out(receive_positions), *sources[1:], before)
+        outputs.append(output[batch.real])
+        masses.append(after.mass)
+        totals.append(after.total)
+    tokens = torch.cat([batch.places[batch.real] for batch in batches]).argsort()
+    documents = torch.cat([batch.documents for batch in batches]).argsort()
+    return torch.cat(outputs)[tokens][None], SplatState(torch.cat(masses)[documents], torch.cat(totals)[documents])

@@ -40,9 +40,9 @@ class SplatState(NamedTuple):
     total: Float[Tensor, "B H M D"]
 
     @classmethod
-    def empty(cls, values: Float[Tensor, "B S H D"], num_splats: int) -> SplatState:
-        """The state of a sequence that has not begun, fit for such values."""
-        batch, _, num_heads, width = values.shape
+    def empty(cls, values: Float[Tensor, "#B S H D"], batch: int, num_splats: int) -> SplatState:
+        """The state of B sequences that have not begun, fit for such values."""
+        _, _, num_heads, width = values.shape
         dtype = inner_dtype(values.dtype)
         return cls(
             values.new_zeros(batch, num_heads, num_splats, dtype=dtype),

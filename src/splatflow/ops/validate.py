@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -162,7 +163,7 @@ def _check_boundaries(cu_seqlens: Tensor, values: Tensor, num_targets: int, padd
             f"{num_targets} targets and {num_tokens} sources"
         )
     boundaries = cu_seqlens.tolist() if cu_seqlens.ndim == 1 else []
-    rising = all(start <= stop for start, stop in zip(boundaries, boundaries[1:], strict=False))
+    rising = all(start <= stop for start, stop in pairwise(boundaries))
     if len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != num_tokens or not rising:
         given = boundaries if len(boundaries) <= 9 else [*boundaries[:4], "...", *boundaries[-4:]]
         raise ValueError(f"cu_seqlens is {given}, expected rising boundaries from 0 to {num_tokens}")

@@ -1,0 +1,103 @@
+"""The numbers and choices that define a splatflow language model, checked where they are given."""
+
+# No `from __future__ import annotations`: `@strict` checks types, which that import would turn into strings.
+
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from splatflow.nn import MIXERS
+from splatflow.ops.routing import ROUTINGS
+
+DECAYS = (None, "head", "splat")
+
+
+@strict
+class SplatFlowConfig(PreTrainedConfig):
+    """Configuration of `SplatFlowModel` and `SplatFlowForCausalLM`.
+
+    `mixer` names a row of `splatflow.nn.MIXERS`: "splat", or "softmax", its twin in the same block. Each mixer takes
+    from this configuration the options that its constructor names, so `num_splats`, say, means nothing to the twin.
+
+    Sizes count numbers or tokens. `intermediate_size=None` stands for 8/3 of `hidden_size`, rounded up to a multiple
+    of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
+    `position_dim=None` lets the mixer choose the width of the space of the splats. The default vocabulary is the 256
+    bytes and one mark, 256, which begins, ends and pads a text.
+
+    Raises:
+        StrictDataclassError: at construction, naming the argument and what was given, for a value of the wrong type, a
+            size that is not positive, `hidden_size` not divisible by `num_attention_heads`, or an unknown choice.
+
+    >>> SplatFlowConfig(hidden_size=48, num_attention_heads=3).intermediate_size
+    128
+    """
+
+    model_type = "splatflow"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 257
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int | None = None
+    mixer: str = "splat"
+    num_splats: int = 64
+    window_size: int = 0
+    routing: str = "mixture"
+    decay: str | None = "head"
+    write_gate: bool = False
+    conv_size: int = 4
+    head_norm: bool = False
+    output_gate: bool = False
+    position_dim: int | None = None
+    tied_positions: bool = False
+    norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = 256
+    eos_token_id: int | list[int] | None = 256
+    pad_token_id: int | None = 256
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.intermediate_size is None:
+            self.intermediate_size = round_up(8 * self.hidden_size, 3 * 16) // 3
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Called by `@strict` once the types are right."""
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_splats"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("window_size", "conv_size"):
+            require_at_least(name, getattr(self, name), 0)
+        for name in ("intermediate_size", "position_dim"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        for name in ("norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
+        require_one_of("mixer", self.mixer, MIXERS)
+        require_one_of("routing", self.routing, ROUTINGS)
+        require_one_of("decay", self.decay, DECAYS)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads, "
+                f"which is {self.num_attention_heads}"
+            )
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Smallest multiple of `multiple` that is at least `number`."""
+    return -(-number // multiple) * multiple
+
+
+def require_at_least(name: str, given: int, least: int) -> None:
+    if given < least:
+        raise ValueError(f"{name} is {given}, expected at least {least}")
+
+
+def require_one_of(name: str, given: str | None, known: Collection[str | None]) -> None:
+    if given not in known:
+        raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, known))}")

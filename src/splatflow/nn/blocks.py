@@ -1,0 +1,132 @@
+"""The parts around a mixer: short convolution, projections into heads and out of them, MLP."""
+
+# B batch, T token, H head, P position width, D value width, C channel
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases. Source: Shazeer 2020."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over the last few tokens.
+
+        y_t = sum_i weight_i x_{t - size + 1 + i}
+
+    A handful of shifted multiply-adds is quicker on [B, T, C] than a convolution kernel. The state is the last
+    size - 1 inputs.
+    """
+
+    def __init__(self, num_channels: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.empty(size, num_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.weight, -(self.size**-0.5), self.size**-0.5)
+
+    def forward(
+        self, inputs: Float[Tensor, "B T C"], state: Float[Tensor, "B size-1 C"] | None = None
+    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B size-1 C"]]:
+        batch, length, num_channels = inputs.shape
+        if state is None:
+            state = inputs.new_zeros(batch, self.size - 1, num_channels)
+        inputs = torch.cat([state, inputs], 1)
+        output = inputs[:, :length] * self.weight[0]
+        for shift in range(1, self.size):
+            output = torch.addcmul(output, inputs[:, shift : shift + length], self.weight[shift])
+        return output, inputs[:, length:].clone()  # a view would keep all inputs alive
+
+
+class HeadProjections(nn.Module):
+    """Hidden states -> where each head receives and sends (the heirs of query and key), and what it sends.
+
+    Positions have RMS 1, so |p|^2 = P and distances have one size at every width.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, position_dim: int, *, tied_positions: bool = False, conv_size: int = 0
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        width = num_heads * position_dim
+        self.receive_proj = nn.Linear(hidden_size, width, bias=False)
+        self.send_proj = None if tied_positions else nn.Linear(hidden_size, width, bias=False)
+        self.value_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.widths = (width, hidden_size) if tied_positions else (width, width, hidden_size)
+        self.convolution = ShortConvolution(sum(self.widths), conv_size) if conv_size else None
+
+    def forward(
+        self, hidden_states: Float[Tensor, "B T C"], state: Float[Tensor, "B size-1 C"] | None = None
+    ) -> tuple[
+        Float[Tensor, "B T H P"], Float[Tensor, "B T H P"], Float[Tensor, "B T H D"], Float[Tensor, "B size-1 C"] | None
+    ]:
+        """(send positions, receive positions, values, state of the convolution)."""
+        projections = [layer for layer in (self.receive_proj, self.send_proj, self.value_proj) if layer is not None]
+        projected = [layer(hidden_states) for layer in projections]
+        if self.convolution is not None:
+            convolved, state = self.convolution(torch.cat(projected, -1), state)
+            projected = list(convolved.split(self.widths, -1))
+        *positions, values = (part.unflatten(-1, (self.num_heads, -1)) for part in projected)
+        positions = [F.rms_norm(part, part.shape[-1:]) for part in positions]
+        return positions[-1], positions[0], values, state
+
+
+class HeadOutput(nn.Module):
+    """What the heads heard -> hidden states: optionally an RMS norm in each head, and a gate made of the token."""
+
+    def __init__(self, hidden_size: int, num_heads: int, *, head_norm: bool = False, output_gate: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if head_norm else None
+        self.gate_proj = nn.Linear(hidden_size, hidden_size, bias=False) if output_gate else None
+        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, heard: Float[Tensor, "B T H D"], hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        if self.norm is not None:
+            heard = self.norm(heard)
+        heard = heard.flatten(2)
+        if self.gate_proj is not None:
+            heard = heard * F.silu(self.gate_proj(hidden_states))
+        return self.out_proj(heard)
+
+
+def only_real(
+    hidden_states: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
+) -> tuple[Float[Tensor, "B T C"], Bool[Tensor, "B T"]]:
+    """Hidden states with padding set to 0, and which tokens are real."""
+    if attention_mask is None:
+        return hidden_states, torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+    if attention_mask.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"attention_mask has shape {list(attention_mask.shape)}, expected {list(hidden_states.shape[:2])}, "
+            "one number for each token of hidden_states"
+        )
+    real = attention_mask.bool()
+    return hidden_states.masked_fill(~real[..., None], 0.0), real
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raises ValueError unless the hidden size can be shared out among the heads."""
+    if num_heads < 1 or hidden_size < 1 or hidden_size % num_heads:
+        raise ValueError(f"hidden_size {hidden_size} is not a positive multiple of num_heads {num_heads}")

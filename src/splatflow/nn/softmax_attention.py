@@ -1,0 +1,143 @@
+"""The twin: softmax attention in the same house, to compare with. Its state grows with the context."""
+
+# B batch, T token, S token so far, W window_size, H head, P position width, D value width, C hidden size
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from splatflow.ops.window import rotate, window_attention
+
+from .blocks import HeadOutput, HeadProjections, check_heads, only_real
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class SoftmaxAttentionState(NamedTuple):
+    """Keys and values of the tokens so far (of the last W, if there is a window), and which are real."""
+
+    keys: Float[Tensor, "B S H P"]
+    values: Float[Tensor, "B S H D"]
+    real: Bool[Tensor, "B S"]
+    convolution: Float[Tensor, "B size-1 C"] | None
+
+
+class SoftmaxAttention(nn.Module):
+    """Causal softmax attention with rotary positions and normalised queries and keys, over all tokens or a window.
+
+    Same projections, convolution, head norm and output gate as `SplatAttention`, called in the same way.
+
+    Args:
+        hidden_size, num_heads, conv_size, head_norm, output_gate: as in `SplatAttention`.
+        window_size: tokens W heard, the token itself included; 0 for all.
+
+    Example:
+        >>> layer = SoftmaxAttention(hidden_size=64, num_heads=2)
+        >>> first, state = layer(torch.randn(3, 100, 64))
+        >>> second, state = layer(torch.randn(3, 1, 64), state=state)
+        >>> list(state.keys.shape)
+        [3, 101, 2, 32]
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        window_size: int = 0,
+        conv_size: int = 0,
+        head_norm: bool = False,
+        output_gate: bool = False,
+    ) -> None:
+        super().__init__()
+        check_heads(hidden_size, num_heads)
+        if window_size < 0 or conv_size < 0:
+            raise ValueError(f"window_size is {window_size} and conv_size {conv_size}, expected 0 or more")
+        if (hidden_size // num_heads) % 2:
+            raise ValueError(
+                f"hidden_size / num_heads is {hidden_size // num_heads}: rotary positions need an even width"
+            )
+        self.window_size = window_size
+        self.projections = HeadProjections(hidden_size, num_heads, hidden_size // num_heads, conv_size=conv_size)
+        self.log_scale = nn.Parameter(torch.empty(num_heads))
+        self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.log_scale.zero_()
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "B T C"],
+        *,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+        state: SoftmaxAttentionState | None = None,
+    ) -> tuple[Float[Tensor, "B T C"], SoftmaxAttentionState]:
+        """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
+        hidden_states, real = only_real(hidden_states, attention_mask)
+        keys, queries, values, convolution = self.projections(
+            hidden_states, None if state is None else state.convolution
+        )
+        queries = (queries * self.log_scale.exp()[:, None]).to(values.dtype)
+        keys = keys.to(values.dtype)
+        if state is None:
+            state = _empty(keys, values, self.window_size, convolution)
+        keys, values, real = (
+            torch.cat([old, new], 1) for old, new in zip(state[:3], (keys, values, real), strict=True)
+        )
+        if self.window_size:
+            heard = window_attention(queries, keys, values, real)
+            # copies: views would keep all tokens alive
+            keys, values, real = (part[:, queries.shape[1] :].clone() for part in (keys, values, real))
+        else:
+            padded = attention_mask is not None or state.keys.shape[1] > 0
+            heard = full_attention(queries, keys, values, real if padded else None)
+        state = SoftmaxAttentionState(keys, values, real, convolution)
+        return self.output(heard, hidden_states), state
+
+
+def full_attention(
+    queries: Float[Tensor, "B T H P"],
+    keys: Float[Tensor, "B S H P"],
+    values: Float[Tensor, "B S H D"],
+    real: Bool[Tensor, "B S"] | None,
+) -> Float[Tensor, "B T H D"]:
+    """Softmax attention of the last T of S tokens over all up to themselves. Without `real`, T = S and all are real."""
+    num_targets, num_sources = queries.shape[1], keys.shape[1]
+    mask = None
+    if real is not None:
+        target = torch.arange(num_sources - num_targets, num_sources, device=queries.device)[:, None]
+        source = torch.arange(num_sources, device=queries.device)
+        mask = ((source <= target) & real[:, None, :]) | (source == target)  # padding hears itself: no softmax is empty
+        mask = mask[:, None]
+    output = F.scaled_dot_product_attention(
+        rotate(queries, start=num_sources - num_targets).transpose(1, 2),
+        rotate(keys).transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+    )
+    return output.transpose(1, 2)
+
+
+def _empty(
+    keys: Float[Tensor, "B T H P"],
+    values: Float[Tensor, "B T H D"],
+    length: int,
+    convolution: Float[Tensor, "B size-1 C"] | None,
+) -> SoftmaxAttentionState:
+    """Nothing heard yet; a window starts with zeros, none of them real."""
+    batch = keys.shape[0]
+    return SoftmaxAttentionState(
+        keys.new_zeros(batch, length, *keys.shape[2:]),
+        values.new_zeros(batch, length, *values.shape[2:]),
+        torch.zeros(batch, length, dtype=torch.bool, device=keys.device),
+        convolution,
+    )

@@ -1,0 +1,289 @@
+"""Splat attention as a layer: tokens meet only at the splats, and, if asked, in a window of near ones."""
+
+# B batch, T token, W window_size, H head, M splat, P position width, D value width, C hidden size
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from splatflow.ops import ROUTINGS, Splats, SplatState, splat_attention
+from splatflow.ops.splats import inner_dtype
+from splatflow.ops.window import window_attention
+
+from .blocks import HeadOutput, HeadProjections, check_heads, only_real
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+# The mass that a splat starts with. Small, so that the first token sent to a splat is heard at nearly full strength.
+PRIOR_LOG_MASS = -6.0
+MEMORIES = ("splats", "window")
+# what a decay or a write gate is made for: each head, or each splat of each head
+GRAINS = (None, "head", "splat")
+
+
+class WindowState(NamedTuple):
+    """The tokens that are still in the window, with all that the splats will want of them when they leave it."""
+
+    send_positions: Float[Tensor, "B W H P"]
+    values: Float[Tensor, "B W H D"]
+    real: Bool[Tensor, "B W"]
+    log_decay: Float[Tensor, "B W H *M"] | None
+    write_gate: Float[Tensor, "B W H M"] | None
+
+
+class SplatAttentionState(NamedTuple):
+    """All that a layer remembers; its size does not depend on how many tokens there were."""
+
+    splats: SplatState
+    window: WindowState | None
+    convolution: Float[Tensor, "B size-1 C"] | None
+
+
+class SplatAttention(nn.Module):
+    """Each token sends its value to the splats near it and receives what the splats near it hold.
+
+    With a window, near tokens are heard exactly and far ones through the splats: a token is sent to the splats when it
+    leaves the window, so that nothing is counted twice, and a gate per head and token weighs the two.
+
+    Args:
+        hidden_size: width C of the hidden states.
+        num_heads: heads H, each with its own splats; D = C / H.
+        num_splats: splats M a head.
+        causal: a token hears itself and what came before; otherwise all tokens.
+        window_size: tokens W heard exactly, the token itself included; 0 for none.
+        routing: "mixture" or "gaussian", a row of `splatflow.ops.ROUTINGS`.
+        position_dim: width P of the space in which tokens and splats lie; D if not given.
+        tied_positions: send and receive from one place, as in the blueprint.
+        decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
+        write_gate: learn from each token how much it sends to each splat, in [0, 1].
+        conv_size: tokens under a short causal convolution of positions and values; 0 for none.
+        head_norm: RMS norm of what each head heard.
+        output_gate: multiply what was heard by silu of a projection of the token.
+
+    Source: `docs/mathematics.md`, sections 1 and 3.
+
+    Example:
+        >>> layer = SplatAttention(hidden_size=64, num_heads=2, num_splats=16, window_size=8)
+        >>> first, state = layer(torch.randn(3, 100, 64))
+        >>> second, state = layer(torch.randn(3, 1, 64), state=state)
+        >>> list(first.shape), list(second.shape)
+        ([3, 100, 64], [3, 1, 64])
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_splats: int,
+        *,
+        causal: bool = True,
+        window_size: int = 0,
+        routing: str = "mixture",
+        position_dim: int | None = None,
+        tied_positions: bool = False,
+        decay: str | None = None,
+        write_gate: bool = False,
+        conv_size: int = 0,
+        head_norm: bool = False,
+        output_gate: bool = False,
+    ) -> None:
+        super().__init__()
+        check_heads(hidden_size, num_heads)
+        head_dim = hidden_size // num_heads
+        position_dim = head_dim if position_dim is None else position_dim
+        _check_options(num_splats, causal, window_size, routing, position_dim, decay, conv_size)
+        self.hidden_size, self.num_heads, self.num_splats = hidden_size, num_heads, num_splats
+        self.causal, self.window_size, self.routing = causal, window_size, routing
+        self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
+
+        self.projections = HeadProjections(
+            hidden_size, num_heads, position_dim, tied_positions=tied_positions, conv_size=conv_size
+        )
+        self.centers = nn.Parameter(torch.empty(num_heads, num_splats, position_dim))
+        self.log_scales = nn.Parameter(torch.empty(num_heads, num_splats))
+        self.log_amplitudes = nn.Parameter(torch.empty(num_heads, num_splats))
+        self.prior_log_mass = nn.Parameter(torch.empty(num_heads, num_splats))
+        self.prior_content = nn.Parameter(torch.empty(num_heads, num_splats, head_dim))
+        decays = {None: 0, "head": num_heads, "splat": num_heads * num_splats}[decay]
+        self.decay_proj = nn.Linear(hidden_size, decays) if decays else None
+        self.write_gate_proj = nn.Linear(hidden_size, num_heads * num_splats) if write_gate else None
+        self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
+        self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
+        self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values of this layer's own parameters (its submodules know theirs)."""
+        width = self.centers.shape[-1]
+        # centers lie on the sphere of the positions, |c|^2 = P, and sigma^2 = sqrt(P) / 2
+        self.centers.copy_(F.rms_norm(torch.randn_like(self.centers), (width,)))
+        self.log_scales.fill_(0.5 * math.log(math.sqrt(width) / 2))
+        self.log_amplitudes.zero_()
+        self.prior_log_mass.fill_(PRIOR_LOG_MASS)
+        self.prior_content.zero_()
+        if self.decay_proj is not None:  # half-lives from 5 to 280 tokens
+            nn.init.normal_(self.decay_proj.weight, std=0.02)
+            heads = torch.linspace(2.0, 6.0, self.num_heads)
+            self.decay_proj.bias.copy_(heads.repeat_interleave(self.decay_proj.out_features // self.num_heads))
+        if self.write_gate_proj is not None:  # nearly open
+            nn.init.normal_(self.write_gate_proj.weight, std=0.02)
+            nn.init.constant_(self.write_gate_proj.bias, 2.0)
+        if self.memory_gate_proj is not None:
+            nn.init.normal_(self.memory_gate_proj.weight, std=0.02)
+            nn.init.zeros_(self.memory_gate_proj.bias)
+        if self.window_log_scale is not None:
+            self.window_log_scale.zero_()
+
+    @property
+    def splats(self) -> Splats:
+        return Splats(self.centers, self.log_scales, self.log_amplitudes)
+
+    def initial_state(self, batch: int) -> SplatState:
+        """The learned prior: what the splats hold before the first token."""
+        dtype = inner_dtype(self.prior_content.dtype)
+        mass = self.prior_log_mass.to(dtype).exp()
+        total = mass[..., None] * self.prior_content.to(dtype)
+        return SplatState(mass.expand(batch, *mass.shape), total.expand(batch, *total.shape))
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "B T C"],
+        *,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+        state: SplatAttentionState | None = None,
+    ) -> tuple[Float[Tensor, "B T C"], SplatAttentionState]:
+        """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
+        hidden_states, real = only_real(hidden_states, attention_mask)
+        if state is None:
+            state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None)
+        send_positions, receive_positions, values, convolution = self.projections(hidden_states, state.convolution)
+        leaving = WindowState(
+            send_positions, values, real, self._log_decay(hidden_states), self._write_gate(hidden_states)
+        )
+
+        near, window = None, None
+        if self.window_size:
+            earlier = state.window or _empty_window(leaving, self.window_size)
+            reach = _each(lambda old, new: torch.cat([old, new], 1), earlier, leaving)  # W + T tokens
+            near = self._hear_window(receive_positions, reach)
+            length = hidden_states.shape[1]
+            leaving = _each(lambda part: part[:, :length], reach)
+            window = _each(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
+        far, splats = splat_attention(
+            leaving.send_positions,
+            receive_positions,
+            leaving.values,
+            self.splats,
+            causal=self.causal,
+            routing=self.routing,
+            log_decay=leaving.log_decay,
+            write_gate=leaving.write_gate,
+            padding_mask=None if attention_mask is None and window is None else leaving.real,
+            state=state.splats,
+        )
+        heard = self._combine(near, far, hidden_states)
+        return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution)
+
+    def _log_decay(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
+        if self.decay_proj is None:
+            return None
+        log_decay = F.logsigmoid(self.decay_proj(hidden_states).float())
+        per_splat = self.decay_proj.out_features > self.num_heads
+        return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if per_splat else log_decay
+
+    def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H M"] | None:
+        if self.write_gate_proj is None:
+            return None
+        return self.write_gate_proj(hidden_states).float().sigmoid().unflatten(-1, (self.num_heads, self.num_splats))
+
+    def _hear_window(self, receive_positions: Float[Tensor, "B T H P"], reach: WindowState) -> Float[Tensor, "B T H D"]:
+        """The positions serve as queries and keys, sharpened by a learned scale a head."""
+        assert self.window_log_scale is not None  # for the type checker: there is a window
+        queries = receive_positions * self.window_log_scale.exp()[:, None]
+        dtype = reach.values.dtype
+        return window_attention(queries.to(dtype), reach.send_positions.to(dtype), reach.values, reach.real)
+
+    def _combine(
+        self,
+        near: Float[Tensor, "B T H D"] | None,
+        far: Float[Tensor, "B T H D"],
+        hidden_states: Float[Tensor, "B T C"],
+    ) -> Float[Tensor, "B T H D"]:
+        """Near and far, weighed by gates per token and head."""
+        if "splats" in self.silenced:
+            far = torch.zeros_like(far)
+        if near is None or self.memory_gate_proj is None:
+            return far
+        if "window" in self.silenced:
+            near = torch.zeros_like(near)
+        near_gate, far_gate = self.memory_gate_proj(hidden_states).sigmoid()[..., None].chunk(2, -2)
+        return near_gate * near + far_gate * far
+
+
+def _each(function: Callable[..., Tensor], *states: WindowState) -> WindowState:
+    """`function` of the corresponding parts of window states, where they exist."""
+    parts = (None if parts[0] is None else function(*parts) for parts in zip(*states, strict=True))
+    return WindowState._make(parts)
+
+
+def _empty_window(tokens: WindowState, window_size: int) -> WindowState:
+    """A window before the first token: zeros, none of them real."""
+    return _each(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)
+
+
+def _check_options(
+    num_splats: int, causal: bool, window_size: int, routing: str, position_dim: int, decay: str | None, conv_size: int
+) -> None:
+    if num_splats < 1:
+        raise ValueError(f"num_splats is {num_splats}, expected at least 1")
+    if routing not in ROUTINGS:
+        raise ValueError(f"routing is {routing!r}, expected one of {list(ROUTINGS)}")
+    if decay not in GRAINS:
+        raise ValueError(f"decay is {decay!r}, expected one of {list(GRAINS)}")
+    if position_dim < 1:
+        raise ValueError(f"position_dim is {position_dim}, expected at least 1")
+    if window_size < 0 or conv_size < 0:
+        raise ValueError(f"window_size is {window_size} and conv_size {conv_size}, expected 0 or more")
+    if window_size and position_dim % 2:
+        raise ValueError(f"position_dim is {position_dim}: the rotary positions of a window need an even width")
+    if not causal and (window_size or decay):
+        raise ValueError(f"causal=False goes with neither window_size ({window_size}) nor decay ({decay!r})")
+
+
+@contextmanager
+def silence(module: nn.Module, *memories: str) -> Iterator[None]:
+    """Within the block, every splat attention below `module` does without the named memories ("splats", "window").
+
+    What a trained model owes to a memory is what it loses without it.
+
+    Raises:
+        ValueError: an unknown memory.
+
+    Example:
+        >>> layer = SplatAttention(hidden_size=8, num_heads=2, num_splats=3)
+        >>> with silence(layer, "splats"):
+        ...     layer(torch.randn(1, 5, 8))[0].abs().max().item()
+        0.0
+    """
+    unknown = set(memories) - set(MEMORIES)
+    if unknown:
+        raise ValueError(f"memories {sorted(unknown)} are unknown, expected some of {list(MEMORIES)}")
+    layers = [layer for layer in module.modules() if isinstance(layer, SplatAttention)]
+    before = [layer.silenced for layer in layers]
+    try:
+        for layer in layers:
+            layer.silenced = frozenset(memories)
+        yield
+    finally:
+        for layer, silenced in zip(layers, before, strict=True):
+            layer.silenced = silenced
