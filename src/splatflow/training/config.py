@@ -1,0 +1,269 @@
+"""What each command needs to know, as frozen dataclasses. The same settings in Python, in a TOML file and as flags:
+
+    TrainConfig(text="notes/", steps=500, model=ModelConfig(num_splats=32))
+
+    text = "notes/"             # run.toml, for load_toml("run.toml", TrainConfig)
+    steps = 500
+    [model]
+    num_splats = 32
+
+    splatflow train --text notes/ --steps 500 --model.num-splats 32
+
+The line below a field is its help on the command line. A value that makes no sense is refused at construction, before
+anything slow is begun.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Collection
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from inspect import formatannotation
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tyro.conf import Positional
+
+from splatflow.nn import MIXERS
+from splatflow.nn.splat_attention import MEMORIES
+from splatflow.ops import ROUTINGS
+
+Config = TypeVar("Config")
+
+# The schedules of transformers that need no further numbers.
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+Precision = Literal["fp32", "bf16"]
+Grain = Literal["head", "splat"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model; `SplatFlowConfig` has the same settings and more."""
+
+    hidden_size: int = 256
+    """Width of the hidden states."""
+    num_layers: int = 4
+    """Blocks, each of a mixer and an MLP."""
+    num_heads: int = 4
+    """Heads a block; a divisor of hidden_size."""
+    num_splats: int = 64
+    """Splats a head."""
+    mixer: str = "splat"
+    """How tokens meet: "splat", or "softmax" for the twin to compare with."""
+    window_size: int = 0
+    """Tokens that are heard exactly, besides the splats; 0 is none for "splat" and all for "softmax"."""
+    routing: str = "mixture"
+    """How closeness becomes weights: "mixture" or "gaussian"."""
+    decay: Grain | None = "head"
+    """What learns to forget: each head, each splat, or None."""
+    write_gate: bool = False
+    """Learn how much each token sends to each splat."""
+    conv_size: int = 4
+    """Tokens under the short convolution before the splats; 0 is none."""
+    head_norm: bool = False
+    """Normalise what each head heard."""
+    output_gate: bool = False
+    """Multiply what was heard by a gate made of the token."""
+    intermediate_size: int | None = None
+    """Width of the MLP; None is 8/3 of hidden_size, rounded up to a multiple of 16."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, self, "hidden_size", "num_layers", "num_heads", "num_splats")
+        _require_at_least(0, self, "window_size", "conv_size")
+        if self.intermediate_size is not None:
+            _require_at_least(1, self, "intermediate_size")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, expected a multiple of num_heads, which is {self.num_heads}"
+            )
+        _require_one_of("mixer", self.mixer, MIXERS)
+        _require_one_of("routing", self.routing, ROUTINGS)
+        _require_one_of("decay", self.decay, (*get_args(Grain), None))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    text: str
+    """What to learn from: a file, a folder, or dataset:NAME[:CONFIG][@SPLIT]."""
+    heldout: str | None = None
+    """What to measure on, of the same kinds; None holds out the last 5 % of the text."""
+    output_dir: str = "runs/train"
+    """Folder for the model, its tokenizer, checkpoints and log.jsonl."""
+    tokenizer: str | None = None
+    """A tokenizers JSON file or a tokenizer's folder; None reads bytes."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to train."""
+    seq_len: int = 256
+    """Tokens a window."""
+    batch_size: int = 16
+    """Windows in a forward pass, on each device."""
+    accumulation: int = 1
+    """Forward passes in a step."""
+    steps: int = 2000
+    """Updates of the parameters."""
+    learning_rate: float = 1e-3
+    """The highest of the schedule."""
+    schedule: Schedule = "cosine"
+    """How the learning rate goes on after the warm-up."""
+    warmup_steps: int = 100
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.1
+    """Of matrices and embeddings only."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass; parameters are kept in fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+    log_every: int = 10
+    """Steps between two lines of log.jsonl."""
+    eval_every: int = 250
+    """Steps between two evaluations; 0 evaluates at the end only, as is always done."""
+    save_every: int = 500
+    """Steps between two checkpoints; 0 makes none. The last three are kept."""
+    seed: int = 0
+    """Of the initial values and of the order of the windows."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in output_dir, if there is one."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that transformers knows, such as "tensorboard" or "wandb"."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "text", "output_dir")
+        _require_at_least(2, self, "seq_len")
+        _require_at_least(1, self, "batch_size", "accumulation", "steps", "log_every")
+        _require_at_least(0, self, "warmup_steps", "weight_decay", "eval_every", "save_every")
+        _require_seed(self.seed)
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected a finite number above 0")
+        _require_one_of("schedule", self.schedule, get_args(Schedule))
+        _require_one_of("precision", self.precision, get_args(Precision))
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """A measurement of a trained model."""
+
+    model: Positional[str]
+    """Folder of a trained model."""
+    text: Positional[str]
+    """What to measure on: a file, a folder, or dataset:NAME[:CONFIG][@SPLIT]."""
+    without: tuple[str, ...] = ()
+    """Memories to switch off: "splats", "window"."""
+    seq_len: int = 256
+    """Tokens a window."""
+    batch_size: int = 16
+    """Windows in a forward pass."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "model", "text")
+        _require_at_least(2, self, "seq_len")
+        _require_at_least(1, self, "batch_size")
+        for memory in self.without:
+            _require_one_of("without", memory, MEMORIES)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """A continuation of a text by a trained model."""
+
+    model: Positional[str]
+    """Folder of a trained model."""
+    prompt: str = ""
+    """How the text begins."""
+    prompt_file: str | None = None
+    """A file to read the prompt from."""
+    max_new_tokens: int = 400
+    """Tokens to write at most."""
+    temperature: float = 0.8
+    """Below 1 the likely becomes likelier; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens; 0 is all."""
+    seed: int = 0
+    """Of the choices."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "model")
+        _require_at_least(1, self, "max_new_tokens")
+        _require_at_least(0, self, "temperature", "top_k")
+        _require_seed(self.seed)
+        if self.prompt and self.prompt_file is not None:
+            raise ValueError(f"prompt is {self.prompt!r} and prompt_file {self.prompt_file!r}, expected one of them")
+
+
+def _require_at_least(least: int, config: object, *names: str) -> None:
+    for name in names:
+        given = getattr(config, name)
+        if not least <= given < math.inf:  # also refuses nan
+            raise ValueError(f"{name} is {given}, expected at least {least}")
+
+
+def _require_text(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name):
+            raise ValueError(f"{name} is '', expected a path or a name")
+
+
+def _require_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}, expected 0 to {2**32 - 1}")
+
+
+def _require_one_of(name: str, given: str | None, known: Collection[str | None]) -> None:
+    if given not in known:
+        raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def load_toml(path: str | Path, config_class: type[Config], **defaults: Any) -> Config:
+    """A configuration of `config_class` read from a TOML file; a table stands for a configuration inside it.
+
+    TOML has no word for None: write "None", as on the command line. `defaults` stand for fields that the file leaves
+    out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: naming the file and the key: it is no TOML, a key is unknown or missing, a value has the wrong type
+            or makes no sense.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return _from_table(config_class, table, defaults)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _from_table(
+    config_class: type[Config], table: dict[str, Any], defaults: dict[str, Any], prefix: str = ""
+) -> Config:
+    hints = get_type_hints(config_class)
+    for key in table:
+        if key not in hints:
+            raise ValueError(f"{prefix}{key} is unknown, expected one of {', '.join(hints)}")
+    values = defaults | {key: _converted(value, hints[key], prefix + key) for key, value in table.items()}
+    for part in fields(config_class):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
+        if part.name not in values and part.default is MISSING and part.default_factory is MISSING:
+            raise ValueError(f"{prefix}{part.name} is missing, expected {formatannotation(hints[part.name], __name__)}")
+    return config_class(**values)
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:
+    """What TOML can say, `value`, as the type `hint`: lists become tuples, integers floats, tables configurations."""
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value == "None" and NoneType in alternatives:
+        return None
+    for alternative in alternatives:
+        if isinstance(value, dict) and isinstance(alternative, type) and is_dataclass(alternative):
+            return _from_table(alternative, value, {}, prefix=f"{name}.")
+        if get_origin(alternative) is Literal and value in get_args(alternative):
+            return value
+        if get_origin(alternative) is tuple and isinstance(value, list):
+            return tuple(_converted(item, get_args(alternative)[0], f"{name}[{i}]") for i, item in enumerate(value))
+        if alternative is float and type(value) is int:
+            return float(value)
+        if type(value) is alternative:  # not isinstance: true is no number
+            return value
+    raise ValueError(f"{name} is {value!r}, expected {formatannotation(hint, __name__)}")

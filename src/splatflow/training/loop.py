@@ -1,0 +1,160 @@
+"""The Trainer of `transformers`, with this package's evaluation, weight decay and log, and a guard against nan."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from splatflow.training.evaluate import bits_per_byte
+from splatflow.training.text import TokenWindows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int
+    from torch import Tensor
+
+LOG_NAME = "log.jsonl"
+
+
+class DivergedError(FloatingPointError):
+    """Training has left the finite numbers; the message says where, and what was saved before."""
+
+
+class SplatFlowTrainer(Trainer):
+    """Trains on `TokenWindows`, evaluates in bits per byte, and writes `output_dir/log.jsonl`.
+
+    - `bytes_per_token`: for each token id the bytes it stands for, from `token_byte_lengths(tokenizer)`.
+
+    The other arguments are those of `Trainer`.
+    """
+
+    control: TrainerControl
+
+    def __init__(self, *, train_dataset: TokenWindows, bytes_per_token: Int[np.ndarray, "V"], **arguments: Any) -> None:
+        super().__init__(train_dataset=train_dataset, **arguments)
+        self.bytes_per_token = bytes_per_token
+        mean_bytes = float(bytes_per_token[train_dataset.windows].mean())
+        self.add_callback(JsonLog(Path(self.args.output_dir) / LOG_NAME, mean_bytes))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices and embeddings. Everything else has a meaning at 0: splats, priors, norms, biases, convolutions."""
+        decaying = (nn.Linear, nn.Embedding)
+        return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, decaying)]
+
+    def training_step(self, *arguments: Any, **named_arguments: Any) -> Tensor:
+        loss = super().training_step(*arguments, **named_arguments)
+        # Reading the number waits for the device. It is worth it: a nan found later has already reached the weights.
+        if not math.isfinite(number := loss.item()):
+            raise DivergedError(self._explain(f"in step {self.state.global_step + 1} the loss is {number}"))
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; checkpoints are saved by this, too."""
+        self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _check_weights(self) -> None:
+        """The gradient of a finite loss may be nan, which the next loss would show, but only after a save."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                problem = f"after step {self.state.global_step} {name} holds numbers that are not finite"
+                raise DivergedError(self._explain(problem))
+
+    def _explain(self, problem: str) -> str:
+        return (
+            f"{problem}, expected finite numbers; nothing is written over the checkpoints in {self.args.output_dir}. "
+            f"A learning_rate below {self.args.learning_rate:g} or a longer warm-up may help"
+        )
+
+    def evaluate(
+        self,
+        eval_dataset: TokenWindows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Bits per byte, the ends `low` and `high` of its interval, and the bytes predicted."""
+        self._check_weights()
+        with self.compute_loss_context_manager():
+            score = bits_per_byte(
+                self.model,
+                eval_dataset or self.eval_dataset,
+                bytes_per_token=self.bytes_per_token,
+                batch_size=self.args.per_device_eval_batch_size,
+                progress=not self.args.disable_tqdm,
+            )
+        metrics = {
+            f"{metric_key_prefix}_bits_per_byte": score.bits_per_byte,
+            f"{metric_key_prefix}_low": score.low,
+            f"{metric_key_prefix}_high": score.high,
+            f"{metric_key_prefix}_num_bytes": score.num_bytes,
+        }
+        self.log(dict(metrics))  # a copy: log() adds entries of its own
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class JsonLog(TrainerCallback):
+    """One JSON object a line: `loss` in nats a token since the last line, or what an evaluation measured.
+
+        {"step": 10, "tokens": 40960, "loss": 3.47, "bits_per_byte": 5.01, "learning_rate": 0.0001, "grad_norm": 1.2,
+         "tokens_per_second": 20843.1}
+        {"step": 10, "tokens": 40960, "eval_bits_per_byte": 4.9, "eval_low": 4.8, "eval_high": 5.0,
+         "eval_num_bytes": 52020}
+
+    `tokens` counts from the beginning of training. `bits_per_byte` is `loss` in bits over `bytes_per_token`, the mean
+    of the training text. `tokens_per_second` is of this run and leaves out evaluating and saving. A run that goes on
+    from a checkpoint keeps the lines up to that checkpoint.
+    """
+
+    def __init__(self, path: Path, bytes_per_token: float) -> None:
+        self.path = path
+        self.bytes_per_token = bytes_per_token
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.seconds, self.tokens_before = 0.0, state.num_input_tokens_seen
+        if state.is_world_process_zero:
+            earlier = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+            kept = [line for line in earlier if _step_of(line) <= state.global_step]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step_began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.seconds += time.perf_counter() - self.step_began
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last steps too, though they be few
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        line = {"step": state.global_step, "tokens": state.num_input_tokens_seen}
+        if "loss" in logs:
+            line["loss"] = logs["loss"]
+            line["bits_per_byte"] = logs["loss"] / math.log(2) / self.bytes_per_token
+            line["learning_rate"] = logs["learning_rate"]
+            line["grad_norm"] = logs["grad_norm"]
+            line["tokens_per_second"] = (state.num_input_tokens_seen - self.tokens_before) / self.seconds
+            self.seconds, self.tokens_before = 0.0, state.num_input_tokens_seen
+        elif evaluated := {name: value for name, value in logs.items() if name.startswith("eval_")}:
+            line |= evaluated
+        else:
+            return  # the Trainer's summary at the end
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+
+
+def _step_of(line: str) -> int:
+    """The step of a line; a line that was cut short when its run was killed belongs nowhere."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return 2**63

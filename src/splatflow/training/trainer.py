@@ -1,0 +1,174 @@
+"""A training run from its settings: text -> tokens -> windows, a new model, the loop, a folder that holds the model.
+
+    model = train(TrainConfig(text="notes/", output_dir="runs/notes"))
+
+    import splatflow.models     # makes the model known to the Auto classes
+    model = AutoModelForCausalLM.from_pretrained("runs/notes")
+    tokenizer = AutoTokenizer.from_pretrained("runs/notes")
+
+`transformers` is imported where it is used: a wrong path must be reported at once.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splatflow.training.checkpoints import checkpoints, newest_complete
+from splatflow.training.config import TrainConfig
+from splatflow.training.text import (
+    HELDOUT_FRACTION,
+    Text,
+    TextError,
+    TokenWindows,
+    encode,
+    load_tokenizer,
+    read_text,
+    token_byte_lengths,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, TrainingArguments
+
+    from splatflow.models import SplatFlowForCausalLM
+
+
+def train(config: TrainConfig) -> SplatFlowForCausalLM:
+    """Train a model on text, and save it with its tokenizer in `config.output_dir`.
+
+    `output_dir/log.jsonl` gets a line for each logging step and each evaluation, see `splatflow.training.loop.JsonLog`.
+
+    Raises:
+        FileNotFoundError, TextError: there is no such text, or none in it that can be used.
+        FileExistsError: `output_dir` holds checkpoints, and `resume` is off.
+        DivergedError: the loss is no longer a finite number. Checkpoints made before are left as they are.
+    """
+    text = training_text(config)
+    checkpoint = starting_point(config)
+    from splatflow.training.loop import SplatFlowTrainer
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    train_windows, heldout_windows = (
+        _windows(name, documents, tokenizer, config.seq_len)
+        for name, documents in (("training text", text.train), ("held-out text", text.heldout))
+    )
+    trainer = SplatFlowTrainer(
+        model=build_model(config),
+        args=training_arguments(config),
+        train_dataset=train_windows,
+        eval_dataset=heldout_windows,
+        processing_class=tokenizer,
+        bytes_per_token=token_byte_lengths(tokenizer),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.save_model()
+    return trainer.model
+
+
+def training_text(config: TrainConfig) -> Text:
+    """What to learn from and what to measure on."""
+    documents = read_text(config.text)
+    if config.heldout is not None:
+        return Text(train=documents, heldout=read_text(config.heldout))
+    return hold_out_the_end(documents, HELDOUT_FRACTION)
+
+
+def hold_out_the_end(documents: list[bytes], fraction: float) -> Text:
+    """Keep the last `fraction` of all bytes from learning; a document that lies across the border is cut in two.
+
+    >>> hold_out_the_end([b"abcdef", b"gh"], fraction=0.5)
+    Text(train=[b'abcd'], heldout=[b'ef', b'gh'])
+    """
+    ends = list(accumulate(map(len, documents)))
+    border = int(ends[-1] * (1 - fraction))
+    last = next(index for index, end in enumerate(ends) if end > border)
+    document = documents[last]
+    cut = border - (ends[last] - len(document))
+    while cut and document[cut] & 0xC0 == 0x80:  # inside a character of UTF-8
+        cut -= 1
+    train = [*documents[:last], document[:cut]]
+    return Text(train=[part for part in train if part], heldout=[document[cut:], *documents[last + 1 :]])
+
+
+def starting_point(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from; None is the beginning."""
+    folder = Path(config.output_dir)
+    if config.resume:
+        return newest_complete(folder)
+    if existing := checkpoints(folder):
+        raise FileExistsError(
+            f"output_dir {folder} holds {existing[0].name} of an earlier run; "
+            "expected another folder, or resume to go on from there"
+        )
+    return None
+
+
+def _windows(name: str, documents: list[bytes], tokenizer: PreTrainedTokenizerFast, seq_len: int) -> TokenWindows:
+    try:
+        return TokenWindows(encode(documents, tokenizer), seq_len)
+    except TextError as error:
+        raise TextError(f"{name}: {error}") from error
+
+
+def build_model(config: TrainConfig) -> SplatFlowForCausalLM:
+    """The model before its first step: `config.seed` decides its values, `config.tokenizer` its vocabulary."""
+    from transformers import set_seed
+
+    from splatflow.models import SplatFlowConfig, SplatFlowForCausalLM
+
+    tokenizer, model = load_tokenizer(config.tokenizer), config.model
+    set_seed(config.seed)
+    return SplatFlowForCausalLM(
+        SplatFlowConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=model.hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_heads,
+            intermediate_size=model.intermediate_size,
+            mixer=model.mixer,
+            num_splats=model.num_splats,
+            window_size=model.window_size,
+            routing=model.routing,
+            decay=model.decay,
+            write_gate=model.write_gate,
+            conv_size=model.conv_size,
+            head_norm=model.head_norm,
+            output_gate=model.output_gate,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """The same settings in the words of `transformers`."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        max_steps=config.steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.95,  # usual for language models: with 0.999 the second moment trails behind a short run
+        bf16=config.precision == "bf16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # it would report the mean of earlier losses in place of a nan
+        eval_strategy="steps",
+        eval_steps=config.eval_every or config.steps,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or config.steps,
+        save_total_limit=3,  # one may be incomplete, and one may be about to be
+        seed=config.seed,
+        report_to=list(config.report_to),
+        include_num_input_tokens_seen="all",
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )

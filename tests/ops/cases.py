@@ -1,0 +1,173 @@
+"""Random calls of `splat_attention`: what goes in, by name, and what comes out, gradients included."""
+
+# B batch, T target token, S source token, H head, M splat, P position width, D value width
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from splatflow.ops import BACKENDS, ROUTINGS, Splats, SplatState, splat_attention
+from splatflow.ops.chunked import MIN_CHUNK
+from splatflow.ops.splats import inner_dtype
+
+Arguments = dict[str, Tensor]  # the tensors of one call, by name; those of the splats and the state one by one
+
+PER_TOKEN = ("send_positions", "receive_positions", "values", "log_decay", "write_gate", "padding_mask")
+GRAINS = (None, "head", "splat")  # what a log_decay or a write_gate is given for
+LENGTHS = (0, 1, 2, 7, 31, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 1, 101, 2 * MIN_CHUNK + 1)
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_routing = pytest.mark.parametrize("routing", ROUTINGS)
+
+
+def make_arguments(
+    *,
+    seed: int = 0,
+    B: int = 2,
+    T: int = 37,
+    S: int | None = None,
+    H: int = 3,
+    M: int = 7,
+    P: int = 4,
+    D: int = 5,
+    decay: str | None = None,
+    gate: str | None = None,
+    state: bool = False,
+    padding: bool = False,
+    tied: bool = False,
+    strided: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Arguments:
+    """Positions of RMS 1 in a bounded cube and about the default scales: no splat is out of every token's reach.
+
+    A decay is sometimes exactly 0 and sometimes -inf. `tied` leaves out `receive_positions`, `strided` makes every
+    tensor non-contiguous.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    S = T if S is None else S
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def positions(*shape: int) -> Tensor:
+        return math.sqrt(3) * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+
+    def uniform(grain: str | None) -> Tensor:
+        shape = {"head": (B, S, H), "splat": (B, S, H, M)}[grain]
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    arguments = {
+        "send_positions": positions(B, S, H, P),
+        "values": normal(B, S, H, D),
+        "centers": positions(H, M, P),
+        "log_scales": 0.5 * math.log(math.sqrt(P) / 2) + 0.1 * normal(H, M),
+        "log_amplitudes": 0.1 * normal(H, M),
+    }
+    if not tied:
+        arguments["receive_positions"] = positions(B, T, H, P)
+    if decay:
+        kind = uniform(decay)
+        strength = torch.where(kind < 0.2, 0.0, -0.5 * kind)
+        arguments["log_decay"] = strength.masked_fill(kind > 0.95, -torch.inf)
+    if gate:
+        arguments["write_gate"] = 0.1 + 0.9 * uniform(gate)
+        if state and not decay:  # without a state to fall back on, a gate of 0 would leave 0 / 0
+            arguments["write_gate"][:, ::3] = 0.0
+    if state:
+        arguments["mass"] = 0.5 + normal(B, H, M).abs()
+        arguments["total"] = normal(B, H, M, D)
+    if strided:  # every second number of a larger array
+        arguments = {name: torch.stack([part, part], -1)[..., 0] for name, part in arguments.items()}
+    if padding:
+        arguments["padding_mask"] = uniform("head")[..., 0] < 0.7
+    return cast(arguments, dtype)
+
+
+def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    """The same numbers in another type; a state stays in the type that sums are kept in."""
+    dtypes = {"padding_mask": torch.bool, "mass": inner_dtype(dtype), "total": inner_dtype(dtype)}
+    return {name: part.to(dtypes.get(name, dtype)) for name, part in arguments.items()}
+
+
+def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:
+    """`splat_attention` of arguments by name."""
+    rest = dict(arguments)
+    splats = Splats(*(rest.pop(name) for name in ("centers", "log_scales", "log_amplitudes")))
+    if "mass" in rest:
+        options["state"] = SplatState(rest.pop("mass"), rest.pop("total"))
+    send_positions, values = rest.pop("send_positions"), rest.pop("values")
+    receive_positions = rest.pop("receive_positions", send_positions)
+    return splat_attention(send_positions, receive_positions, values, splats, **rest, **options)
+
+
+def results(arguments: Arguments, **options: Any) -> Arguments:
+    """Output, state, and the gradients by every argument of one random weighing of both, as "d values" and so on."""
+    leaves = {name: part.detach() for name, part in arguments.items()}
+    floats = {name: part.requires_grad_() for name, part in leaves.items() if part.is_floating_point()}
+    output, state = attend(leaves, **options)
+    parts = {"output": output, "mass": state.mass, "total": state.total}
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        name: torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for name, part in parts.items()
+    }
+    # an empty sequence hands on what it was given, which may depend on nothing
+    dependent = [name for name, part in parts.items() if part.requires_grad]
+    if not dependent:
+        return {**parts, **{f"d {name}": torch.zeros_like(part) for name, part in floats.items()}}
+    gradients = torch.autograd.grad(
+        [parts[name] for name in dependent],
+        list(floats.values()),
+        [weights[name] for name in dependent],
+        materialize_grads=True,
+    )
+    return {**parts, **{f"d {name}": gradient for name, gradient in zip(floats, gradients, strict=True)}}
+
+
+def part_of(arguments: Arguments, tokens: slice) -> Arguments:
+    """A piece of the sequence."""
+    return {name: part[:, tokens] if name in PER_TOKEN else part for name, part in arguments.items()}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """|actual - expected| / |expected|, as norms in fp64.
+
+    All inputs are of size 1. Where the terms of a sum cancel (in a softmax over one splat to exactly 0) only the
+    rounding of those terms is left to compare, so the error is never taken relative to less than 1.
+    """
+    assert actual.shape == expected.shape
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return ((actual - expected).norm() / expected.norm().clamp_min(1.0)).item()
+
+
+@st.composite
+def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = LENGTHS) -> tuple[dict, dict]:
+    """(keywords of `make_arguments`, options of the call), in every combination that the operator admits."""
+    causal = draw(st.booleans()) if causal is None else causal
+    tied = draw(st.booleans())
+    sizes = {
+        "T": draw(st.sampled_from(lengths)),
+        "B": draw(st.sampled_from((1, 2))),
+        "H": draw(st.sampled_from((1, 3))),
+        "M": draw(st.sampled_from((1, 2, 7))),
+        "P": draw(st.sampled_from((1, 4))),
+        "D": draw(st.sampled_from((1, 5))),
+    }
+    if not causal and not tied:
+        sizes["S"] = draw(st.sampled_from(lengths))
+    kinds = {
+        "seed": draw(st.integers(0, 10_000)),
+        "decay": draw(st.sampled_from(GRAINS)) if causal else None,
+        "gate": draw(st.sampled_from(GRAINS)),
+        "state": draw(st.booleans()),
+        "padding": draw(st.booleans()),
+        "tied": tied,
+        "strided": draw(st.booleans()),
+    }
+    return {**sizes, **kinds}, {"causal": causal, "routing": draw(st.sampled_from(list(ROUTINGS)))}

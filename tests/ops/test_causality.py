@@ -1,0 +1,86 @@
+"""What lies in the future, or in another sequence, changes not one bit."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from cases import PER_TOKEN, attend, cases, every_backend, make_arguments, results
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import splatflow.ops.chunked as chunked_module
+from splatflow.ops.chunked import MIN_CHUNK
+
+LARGEST = torch.finfo(torch.float32).max
+LENGTHS = (2, 7, MIN_CHUNK, MIN_CHUNK + 1, 2 * MIN_CHUNK + 1)
+ANYTHING = st.sampled_from((0.0, -1.0, 1e30, -1e30, LARGEST, -LARGEST))
+
+
+def filled(name, part, number):
+    """`part` with `number` in every place, as far as such an argument may hold it."""
+    allowed = {"log_decay": (-torch.inf, 0.0), "write_gate": (0.0, 1.0), "padding_mask": (0, 1)}.get(name)
+    return torch.full_like(part, number if allowed is None else min(max(number, allowed[0]), allowed[1]))
+
+
+@every_backend
+@settings(max_examples=80)
+@given(
+    case=cases(causal=True, lengths=LENGTHS),
+    where=st.floats(0.01, 1.0),
+    numbers=st.tuples(*[ANYTHING] * len(PER_TOKEN)),
+    block_rows=st.sampled_from((1, chunked_module.BLOCK_ROWS)),
+)
+def test_the_future_changes_no_bit_of_the_past(backend, case, where, numbers, block_rows):
+    sizes, options = case
+    arguments = make_arguments(**sizes, dtype=torch.float32)
+    past = int(where * (sizes["T"] - 1))
+    changed = dict(arguments)
+    for name, number in zip(PER_TOKEN, numbers, strict=True):
+        if name in arguments:
+            part = arguments[name]
+            changed[name] = torch.cat([part[:, :past], filled(name, part[:, past:], number)], 1)
+    with patch.object(chunked_module, "BLOCK_ROWS", block_rows):
+        before, _ = attend(arguments, **options, backend=backend)
+        after, _ = attend(changed, **options, backend=backend)
+    assert torch.equal(after[:, :past], before[:, :past])
+
+
+@every_backend
+def test_the_past_does_change_the_future(backend):
+    arguments = make_arguments(T=MIN_CHUNK + 1)
+    values = arguments["values"].clone()
+    values[:, 0] += 1.0
+    before, _ = attend(arguments, backend=backend)
+    after, _ = attend({**arguments, "values": values}, backend=backend)
+    assert (after != before).any(-1).all()
+
+
+@every_backend
+@settings(max_examples=30)
+@given(case=cases(lengths=LENGTHS))
+def test_nan_in_one_sequence_reaches_no_other(backend, case):
+    sizes, options = case
+    arguments = make_arguments(**{**sizes, "B": 3}, dtype=torch.float32)
+    sick = {name: part.clone() for name, part in arguments.items()}
+    for name in (*PER_TOKEN, "mass", "total"):
+        if name in sick and name != "padding_mask":
+            sick[name][1] = torch.nan
+    expected = results(arguments, **options, backend=backend)
+    actual = results(sick, **options, backend=backend)
+    of_splats = {"d centers", "d log_scales", "d log_amplitudes"}  # shared by all sequences
+    others = torch.tensor([0, 2])
+    for name in expected.keys() - of_splats:
+        assert torch.equal(actual[name][others], expected[name][others]), name
+    assert actual["mass"][1].isnan().any()
+
+
+@every_backend
+@pytest.mark.parametrize("grain", ["head", "splat"])
+def test_a_decay_of_minus_infinity_forgets_all_that_came_before(backend, grain):
+    arguments = make_arguments(T=MIN_CHUNK + 7, decay=grain, state=True, dtype=torch.float32)
+    reset = MIN_CHUNK - 3
+    arguments["log_decay"][:, reset] = -torch.inf
+    output, _ = attend(arguments, backend=backend)
+    later = {name: part[:, reset:] if name in PER_TOKEN else part for name, part in arguments.items()}
+    alone = {**later, "mass": torch.zeros_like(later["mass"]), "total": torch.zeros_like(later["total"])}
+    torch.testing.assert_close(output[:, reset:], attend(alone, backend=backend)[0])

@@ -1,0 +1,176 @@
+"""Wrong calls: each is met by a typed error that names the argument and the numbers, at once."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from splatflow.nn import SoftmaxAttention, SplatAttention, silence
+from splatflow.ops import Splats, SplatState, splat_attention
+
+B, T, H, M, P, D = 2, 7, 3, 5, 4, 11
+
+call = dict(
+    send_positions=torch.zeros(B, T, H, P),
+    receive_positions=torch.zeros(B, T, H, P),
+    values=torch.zeros(B, T, H, D),
+    splats=Splats(torch.zeros(H, M, P), torch.zeros(H, M), torch.zeros(H, M)),
+)
+one_row = {name: part if name == "splats" else part[:1] for name, part in call.items()}
+centers, log_scales, log_amplitudes = call["splats"]
+state = SplatState(torch.zeros(B, H, M), torch.zeros(B, H, M, D))
+
+
+def wrong(given=call, **changes):
+    return partial(splat_attention, **{**given, **changes})
+
+
+def layer(**changes):
+    return partial(SplatAttention, **{"hidden_size": 12, "num_heads": 2, "num_splats": M, **changes})
+
+
+def twin(**changes):
+    return partial(SoftmaxAttention, **{"hidden_size": 12, "num_heads": 2, **changes})
+
+
+def masked(mixer):
+    module = mixer()
+    return partial(module, torch.zeros(B, T, 12), attention_mask=torch.ones(B, T + 1, dtype=torch.bool))
+
+
+def silenced():
+    with silence(layer()(), "memory"):
+        pass
+
+
+# what is wrong: (the call, the error, what its message says)
+WRONG_CALLS = {
+    "values with too few axes": (wrong(values=torch.zeros(T, H, D)), ValueError, ["values", "[7, 3, 11]", "4 axes"]),
+    "values of integers": (wrong(values=torch.zeros(B, T, H, D).long()), TypeError, ["values", "torch.int64"]),
+    "values a list": (wrong(values=[1.0]), TypeError, ["values", "list"]),
+    "values for other heads": (wrong(values=torch.zeros(B, T, H + 1, D)), ValueError, ["centers", "[3, 5", "[4, 5"]),
+    "positions a list": (wrong(send_positions=[1.0]), TypeError, ["send_positions", "list"]),
+    "positions too wide": (wrong(send_positions=torch.zeros(B, T, H, 9)), ValueError, ["send_positions", "9]", "4]"]),
+    "positions of another batch": (wrong(send_positions=torch.zeros(3, T, H, P)), ValueError, ["send_pos", "[3", "[2"]),
+    "too few positions": (wrong(send_positions=torch.zeros(B, 6, H, P)), ValueError, ["send_positions", "6", "7"]),
+    "targets too wide": (wrong(receive_positions=torch.zeros(B, T, H, 9)), ValueError, ["receive_positions", "9", "4"]),
+    "fp64 positions": (wrong(send_positions=call["send_positions"].double()), TypeError, ["send_pos", "64", "32"]),
+    "fp64 values": (wrong(values=call["values"].double()), TypeError, ["send_positions", "float32", "float64"]),
+    "positions elsewhere": (wrong(send_positions=call["values"].to("meta")), ValueError, ["send_pos", "meta", "cpu"]),
+    "splats elsewhere": (
+        wrong(splats=call["splats"]._replace(centers=centers.to("meta"))),
+        ValueError,
+        ["centers", "meta", "cpu"],
+    ),
+    "no splats": (
+        wrong(splats=Splats(centers[:, :0], log_scales[:, :0], log_amplitudes[:, :0])),
+        ValueError,
+        ["centers", "0 splats", "at least 1"],
+    ),
+    "splats a tensor": (wrong(splats=centers), TypeError, ["splats", "Tensor", "Splats("]),
+    "scales for fewer splats": (
+        wrong(splats=call["splats"]._replace(log_scales=log_scales[:, 1:])),
+        ValueError,
+        ["log_scales", "[3, 4]", "[3, 5]"],
+    ),
+    "amplitudes for fewer heads": (
+        wrong(splats=call["splats"]._replace(log_amplitudes=log_amplitudes[1:])),
+        ValueError,
+        ["log_amplitudes", "[2, 5]", "[3, 5]"],
+    ),
+    "scales a number": (wrong(splats=call["splats"]._replace(log_scales=0.0)), TypeError, ["log_scales", "float"]),
+    "causal cross attention": (
+        wrong(receive_positions=torch.zeros(B, 6, H, P)),
+        ValueError,
+        ["receive_positions", "6", "7", "causal"],
+    ),
+    "unknown routing": (wrong(routing="nearest"), ValueError, ["routing", "'nearest'", "mixture"]),
+    "unknown backend": (wrong(backend="fast"), ValueError, ["backend", "'fast'", "chunked"]),
+    "a decay that grows": (wrong(log_decay=torch.full((B, T, H), 0.5)), ValueError, ["log_decay", "0.5", "0"]),
+    "a decay without order": (
+        wrong(log_decay=torch.zeros(B, T, H), causal=False),
+        ValueError,
+        ["log_decay", "causal=False"],
+    ),
+    "a decay per token": (wrong(log_decay=torch.zeros(B, T)), ValueError, ["log_decay", "[2, 7]", "[2, 7, 3]"]),
+    "a decay of integers": (wrong(log_decay=torch.zeros(B, T, H).int()), TypeError, ["log_decay", "torch.int32"]),
+    "a decay elsewhere": (wrong(log_decay=torch.zeros(B, T, H, device="meta")), ValueError, ["log_decay", "meta"]),
+    "a gate above 1": (wrong(write_gate=torch.full((B, T, H), 1.5)), ValueError, ["write_gate", "1.5", "1"]),
+    "a gate below 0": (wrong(write_gate=torch.full((B, T, H, M), -0.5)), ValueError, ["write_gate", "-0.5", "0"]),
+    "a gate for other splats": (wrong(write_gate=torch.zeros(B, T, H, 9)), ValueError, ["write_gate", "9]", "5]"]),
+    "a gate a number": (wrong(write_gate=0.5), TypeError, ["write_gate", "float"]),
+    "a mask of numbers": (wrong(padding_mask=torch.ones(B, T)), TypeError, ["padding_mask", "float32", "bool"]),
+    "a mask too long": (wrong(padding_mask=torch.ones(B, 8).bool()), ValueError, ["padding_mask", "[2, 8]", "[2, 7]"]),
+    "a mask with documents": (
+        wrong(one_row, padding_mask=torch.ones(1, T).bool(), cu_seqlens=torch.tensor([0, T])),
+        ValueError,
+        ["padding_mask", "cu_seqlens"],
+    ),
+    "documents in two rows": (wrong(cu_seqlens=torch.tensor([0, T])), ValueError, ["cu_seqlens", "batch of 2", "1"]),
+    "documents that end early": (wrong(one_row, cu_seqlens=torch.tensor([0, 5])), ValueError, ["[0, 5]", "0 to 7"]),
+    "documents that start late": (wrong(one_row, cu_seqlens=torch.tensor([1, 7])), ValueError, ["[1, 7]", "0 to 7"]),
+    "documents that go back": (wrong(one_row, cu_seqlens=torch.tensor([0, 5, 3, 7])), ValueError, ["cu_seq", "5, 3"]),
+    "documents as a list": (wrong(one_row, cu_seqlens=[0, 7]), TypeError, ["cu_seqlens", "list", "int32"]),
+    "documents as floats": (wrong(one_row, cu_seqlens=torch.tensor([0.0, 7.0])), TypeError, ["cu_seqlens", "float32"]),
+    "one state for two documents": (
+        wrong(one_row, cu_seqlens=torch.tensor([0, 3, T]), state=SplatState(state.mass[:1], state.total[:1])),
+        ValueError,
+        ["state.mass", "[1, 3, 5]", "[2, 3, 5]"],
+    ),
+    "a state of another width": (
+        wrong(state=state._replace(total=torch.zeros(B, H, M, 9))),
+        ValueError,
+        ["state.total", "9]", "11]"],
+    ),
+    "a state in bf16": (
+        wrong(state=state._replace(mass=state.mass.bfloat16())),
+        TypeError,
+        ["state.mass", "bfloat16", "float32"],
+    ),
+    "a state a tensor": (wrong(state=state.total), TypeError, ["state", "Tensor", "SplatState"]),
+    "a state elsewhere": (wrong(state=state._replace(mass=state.mass.to("meta"))), ValueError, ["state.mass", "meta"]),
+    "heads that do not divide": (layer(num_heads=5), ValueError, ["hidden_size 12", "num_heads 5"]),
+    "no heads": (layer(num_heads=0), ValueError, ["num_heads 0"]),
+    "a layer without splats": (layer(num_splats=0), ValueError, ["num_splats", "0", "at least 1"]),
+    "a layer of unknown routing": (layer(routing="nearest"), ValueError, ["routing", "'nearest'", "mixture"]),
+    "a layer of unknown decay": (layer(decay="token"), ValueError, ["decay", "'token'", "splat"]),
+    "a negative window": (layer(window_size=-1), ValueError, ["window_size", "-1"]),
+    "a negative convolution": (layer(conv_size=-2), ValueError, ["conv_size", "-2"]),
+    "positions of width 0": (layer(position_dim=0), ValueError, ["position_dim", "0", "at least 1"]),
+    "an odd width with a window": (layer(window_size=4, position_dim=3), ValueError, ["position_dim", "3", "even"]),
+    "a window without order": (layer(causal=False, window_size=4), ValueError, ["causal=False", "window_size", "4"]),
+    "a layer's decay without order": (layer(causal=False, decay="head"), ValueError, ["causal=False", "decay", "head"]),
+    "a mask for other tokens": (masked(layer()), ValueError, ["attention_mask", "[2, 8]", "[2, 7]"]),
+    "the twin's mask for other tokens": (masked(twin()), ValueError, ["attention_mask", "[2, 8]", "[2, 7]"]),
+    "the twin's heads": (twin(num_heads=5), ValueError, ["hidden_size 12", "num_heads 5"]),
+    "the twin's odd width": (twin(num_heads=4), ValueError, ["hidden_size", "3", "even"]),
+    "the twin's negative window": (twin(window_size=-1), ValueError, ["window_size", "-1"]),
+    "a state of too few splats": (
+        partial(layer()(), torch.zeros(B, T, 12), state=layer(num_splats=3)()(torch.zeros(B, 1, 12))[1]),
+        ValueError,
+        ["state.mass", "[2, 2, 3]", "[2, 2, 5]"],
+    ),
+    "a silence of nothing known": (silenced, ValueError, ["memor", "'memory'", "splats"]),
+}
+
+
+def test_there_are_many_wrong_calls():
+    assert len(WRONG_CALLS) >= 40
+
+
+def test_the_call_itself_is_right():
+    wrong()()
+    wrong(one_row, cu_seqlens=torch.tensor([0, 3, T]))()
+    wrong(state=state)()
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+def test_wrong_call(name):
+    function, error, words = WRONG_CALLS[name]
+    start = time.perf_counter()
+    with pytest.raises((ValueError, TypeError)) as raised:
+        function()
+    assert time.perf_counter() - start < 1.0
+    assert raised.type is error
+    assert all(word in str(raised.value) for word in words), raised.value
