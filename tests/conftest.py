@@ -6,9 +6,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import beartype  # noqa: F401  # before TYPE_CHECKING is set below, which is meant for our package alone
+import jaxtyping
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)  # pytest-xdist already fills the cores
 
@@ -22,5 +22,8 @@ OPERATORS = Path(__file__).parents[1] / "src" / "splatflow" / "ops"
 CHECKED = [f"splatflow.ops.{path.stem}" for path in OPERATORS.glob("[a-z]*.py") if path.stem not in BORDER]
 
 # the package imports the names in its annotations for type checkers only
-with patch.object(typing, "TYPE_CHECKING", True), install_import_hook(CHECKED, "beartype.beartype"):
+with patch.object(typing, "TYPE_CHECKING", True), jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     import splatflow.ops  # noqa: F401
+
+# a compiler cannot trace the checks; the flag that turns them off is read at every call
+type(jaxtyping.config).jaxtyping_disable = property(lambda _: torch.compiler.is_compiling())

@@ -19,7 +19,7 @@ from splatflow.ops import Splats, splat_attention
 from .measure import machine, peak_memory, time_calls
 from .records import write_record
 
-SDPA = "scaled_dot_product_attention"
+SDPA, SPLATS = "scaled_dot_product_attention", "splat_attention"
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ def bench(config: BenchConfig) -> int:
     print(f"{'n':>9}" + f"{'softmax':>12}{'splats':>10}{'ratio':>8}" * 2 + f"{'bidir.':>14}{'causal':>10}")
     rows = []
     for seq_len in config.seq_lens:
-        seconds = compare_operators(config, seq_len)
-        print(f"{seq_len:>9,}" + _cells(seconds, seq_len), flush=True)
-        rows += [
-            {"mixer": mixer, "causal": causal, "seq_len": seq_len, "seconds": duration}
-            for (mixer, causal), duration in seconds.items()
-        ]
+        rows += (here := compare_operators(config, seq_len))
+        print(f"{seq_len:>9,}" + _cells(here, seq_len), flush=True)
     if config.record is not None:
         options = (
             f"--batch-size {config.batch_size} --num-heads {config.num_heads} --head-dim {config.head_dim} "
@@ -76,8 +72,11 @@ def bench(config: BenchConfig) -> int:
 
 
 @torch.no_grad()
-def compare_operators(config: BenchConfig, seq_len: int) -> dict[tuple[str, bool], float]:
-    """Median seconds of a forward pass by (operator, causal), all called in turn on the same tensors."""
+def compare_operators(config: BenchConfig, seq_len: int) -> list[dict[str, Any]]:
+    """A forward pass of each operator, causal and not, all called in turn on the same tensors.
+
+    Returns dicts with the keys `mixer`, `causal`, `seq_len` (tokens), `seconds` (median) and `bytes` (peak memory).
+    """
     generator = torch.Generator().manual_seed(0)
     shape = (config.batch_size, seq_len, config.num_heads, config.head_dim)
     queries, keys, values = (torch.randn(shape, generator=generator) for _ in range(3))
@@ -88,10 +87,19 @@ def compare_operators(config: BenchConfig, seq_len: int) -> dict[tuple[str, bool
     for causal in (False, True):
         if seq_len <= config.longest_softmax:
             calls[SDPA, causal] = partial(F.scaled_dot_product_attention, *heads_first, is_causal=causal)
-        calls["splat_attention", causal] = partial(splat_attention, keys, queries, values, splats, causal=causal)
-    names = {f"{mixer} {causal}": (mixer, causal) for mixer, causal in calls}
-    timed = time_calls({name: calls[key] for name, key in names.items()}, repeats=50, warmup=2, seconds=config.seconds)
-    return {names[name]: duration for name, duration in timed.items()}
+        calls[SPLATS, causal] = partial(splat_attention, keys, queries, values, splats, causal=causal)
+    named = {f"{mixer} {causal}": call for (mixer, causal), call in calls.items()}
+    seconds = time_calls(named, repeats=50, warmup=2, seconds=config.seconds)
+    return [
+        {
+            "mixer": mixer,
+            "causal": causal,
+            "seq_len": seq_len,
+            "seconds": seconds[f"{mixer} {causal}"],
+            "bytes": peak_memory(call),
+        }
+        for (mixer, causal), call in calls.items()
+    ]
 
 
 def random_splats(num_heads: int, num_splats: int, width: int, generator: torch.Generator) -> Splats:
@@ -121,13 +129,13 @@ def compare_mixers(
     return rows
 
 
-def _cells(seconds: Mapping[tuple[str, bool], float], seq_len: int) -> str:
+def _cells(rows: Sequence[Mapping[str, Any]], seq_len: int) -> str:
+    seconds = {(row["mixer"], row["causal"]): row["seconds"] for row in rows}
     cells = ""
     for causal in (False, True):
-        splats, softmax = seconds["splat_attention", causal], seconds.get((SDPA, causal))
+        splats, softmax = seconds[SPLATS, causal], seconds.get((SDPA, causal))
         shown = ("-", "-") if softmax is None else (f"{1e3 * softmax:.2f}", f"{softmax / splats:.1f}x")
         cells += f"{shown[0]:>12}{1e3 * splats:>10.2f}{shown[1]:>8}"
     return cells + "".join(
-        f"{1e6 * seconds['splat_attention', causal] / seq_len:>{width}.2f}"
-        for causal, width in ((False, 14), (True, 10))
+        f"{1e6 * seconds[SPLATS, c] / seq_len:>{width}.2f}" for c, width in ((False, 14), (True, 10))
     )

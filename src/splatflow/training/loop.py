@@ -100,7 +100,7 @@ class SplatFlowTrainer(Trainer):
 
 
 class JsonLog(TrainerCallback):
-    """One JSON object a line: `loss` in nats a token since the last line, or what an evaluation measured.
+    """One JSON object a line: `loss` in nats a token, the mean since the last such line, or what an evaluation measured.
 
         {"step": 10, "tokens": 40960, "loss": 3.47, "bits_per_byte": 5.01, "learning_rate": 0.0001, "grad_norm": 1.2,
          "tokens_per_second": 20843.1}
@@ -109,7 +109,7 @@ class JsonLog(TrainerCallback):
 
     `tokens` counts from the beginning of training. `bits_per_byte` is `loss` in bits over `bytes_per_token`, the mean
     of the training text. `tokens_per_second` is of this run and leaves out evaluating and saving. A run that goes on
-    from a checkpoint keeps the lines up to that checkpoint.
+    from a checkpoint keeps the lines up to that checkpoint, and its first `loss` is the mean since then.
     """
 
     def __init__(self, path: Path, bytes_per_token: float) -> None:

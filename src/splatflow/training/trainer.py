@@ -46,6 +46,8 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
     """
     text = training_text(config)
     checkpoint = starting_point(config)
+    from transformers import default_data_collator
+
     from splatflow.training.loop import SplatFlowTrainer
 
     tokenizer = load_tokenizer(config.tokenizer)
@@ -59,6 +61,7 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
         train_dataset=train_windows,
         eval_dataset=heldout_windows,
         processing_class=tokenizer,
+        data_collator=default_data_collator,  # the one for tokenizers would add a mask, though nothing is padded
         bytes_per_token=token_byte_lengths(tokenizer),
     )
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -158,6 +161,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=0.95,  # usual for language models: with 0.999 the second moment trails behind a short run
+        use_cpu=not torch.accelerator.is_available(),  # or bf16 is refused there
         bf16=config.precision == "bf16",
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.log_every,
