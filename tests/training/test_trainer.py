@@ -19,7 +19,7 @@ from splatflow.training import trainer as trainer_module
 from splatflow.training.config import EvalConfig, ModelConfig, TrainConfig
 from splatflow.training.loop import DivergedError, SplatFlowTrainer
 from splatflow.training.pretrained import score
-from splatflow.training.text import TextError
+from splatflow.training.text import TextError, byte_tokenizer
 from splatflow.training.trainer import build_model, hold_out_the_end, train, training_arguments
 
 TEXT = b"".join(b"%d splats are %d, " % (number, number**2) for number in range(130))
@@ -143,8 +143,8 @@ def test_a_loss_that_is_not_finite_stops_training_and_saves_nothing(whole, tmp_p
 
 
 def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(whole, tmp_path, monkeypatch):
-    def build_spoilt(config):
-        model = build_model(config)
+    def build_spoilt(*arguments):
+        model = build_model(*arguments)
         backward_passes = iter(range(100))
         model.model.norm.weight.register_hook(lambda grad: grad * (math.nan if next(backward_passes) >= 4 else 1))
         return model
@@ -180,8 +180,8 @@ def test_the_softmax_twin_sees_the_same_windows(whole, tmp_path, monkeypatch):
     assert all(ours.equal(theirs) for ours, theirs in zip(seen[:half], seen[half:], strict=True))
 
 
-def test_weights_decay_in_matrices_and_embeddings_alone(whole):
-    model = build_model(replace(whole, model=replace(MODEL, window_size=4, head_norm=True, write_gate=True)))
+def test_weights_decay_in_matrices_and_embeddings_alone():
+    model = build_model(replace(MODEL, window_size=4, head_norm=True, write_gate=True), byte_tokenizer())
     decaying = set(SplatFlowTrainer.get_decay_parameter_names(None, model))
     parameters = dict(model.named_parameters())
     assert "model.embed_tokens.weight" in decaying

@@ -59,7 +59,7 @@ def without_padding(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The sources with padding that neither sends nor forgets; whatever stood there, NaN included, is gone."""
     padding = ~real[:, :, None, None]
-    gate = torch.ones_like(padding, dtype=inner_dtype(values.dtype)) if write_gate is None else write_gate
+    gate = values.new_ones(*values.shape[:3], 1, dtype=inner_dtype(values.dtype)) if write_gate is None else write_gate
     return (
         send_positions.masked_fill(padding, 0.0),
         values.masked_fill(padding, 0.0),

@@ -22,9 +22,9 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from inspect import formatannotation
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from splatflow.nn import MIXERS
 from splatflow.nn.splat_attention import MEMORIES
@@ -148,9 +148,9 @@ class TrainConfig:
 class EvalConfig:
     """A measurement of a trained model."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Folder of a trained model."""
-    text: Positional[str]
+    text: Annotated[Positional[str], arg(metavar="TEXT")]
     """What to measure on: a file, a folder, or dataset:NAME[:CONFIG][@SPLIT]."""
     without: tuple[str, ...] = ()
     """Memories to switch off: "splats", "window"."""
@@ -171,7 +171,7 @@ class EvalConfig:
 class GenerateConfig:
     """A continuation of a text by a trained model."""
 
-    model: Positional[str]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Folder of a trained model."""
     prompt: str = ""
     """How the text begins."""

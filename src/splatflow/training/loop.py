@@ -43,7 +43,7 @@ class SplatFlowTrainer(Trainer):
         self.add_callback(JsonLog(Path(self.args.output_dir) / LOG_NAME, mean_bytes))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices and embeddings. Everything else has a meaning at 0: splats, priors, norms, biases, convolutions."""
+        """Matrices and embeddings alone: for a splat, a norm or a bias, 0 is a place and not a simpler model."""
         decaying = (nn.Linear, nn.Embedding)
         return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, decaying)]
 
@@ -100,7 +100,7 @@ class SplatFlowTrainer(Trainer):
 
 
 class JsonLog(TrainerCallback):
-    """One JSON object a line: `loss` in nats a token, the mean since the last such line, or what an evaluation measured.
+    """One JSON object a line: `loss`, the mean in nats a token since the last such line, or an evaluation.
 
         {"step": 10, "tokens": 40960, "loss": 3.47, "bits_per_byte": 5.01, "learning_rate": 0.0001, "grad_norm": 1.2,
          "tokens_per_second": 20843.1}

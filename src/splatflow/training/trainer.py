@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splatflow.training.checkpoints import checkpoints, newest_complete
-from splatflow.training.config import TrainConfig
+from splatflow.training.config import ModelConfig, TrainConfig
 from splatflow.training.text import (
     HELDOUT_FRACTION,
     Text,
@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
     """
     text = training_text(config)
     checkpoint = starting_point(config)
-    from transformers import default_data_collator
+    from transformers import default_data_collator, set_seed
 
     from splatflow.training.loop import SplatFlowTrainer
 
@@ -55,8 +55,9 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
         _windows(name, documents, tokenizer, config.seq_len)
         for name, documents in (("training text", text.train), ("held-out text", text.heldout))
     )
+    set_seed(config.seed)
     trainer = SplatFlowTrainer(
-        model=build_model(config),
+        model=build_model(config.model, tokenizer),
         args=training_arguments(config),
         train_dataset=train_windows,
         eval_dataset=heldout_windows,
@@ -114,30 +115,26 @@ def _windows(name: str, documents: list[bytes], tokenizer: PreTrainedTokenizerFa
         raise TextError(f"{name}: {error}") from error
 
 
-def build_model(config: TrainConfig) -> SplatFlowForCausalLM:
-    """The model before its first step: `config.seed` decides its values, `config.tokenizer` its vocabulary."""
-    from transformers import set_seed
-
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> SplatFlowForCausalLM:
+    """A new model with random values and the vocabulary of `tokenizer`."""
     from splatflow.models import SplatFlowConfig, SplatFlowForCausalLM
 
-    tokenizer, model = load_tokenizer(config.tokenizer), config.model
-    set_seed(config.seed)
     return SplatFlowForCausalLM(
         SplatFlowConfig(
             vocab_size=len(tokenizer),
-            hidden_size=model.hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_heads,
-            intermediate_size=model.intermediate_size,
-            mixer=model.mixer,
-            num_splats=model.num_splats,
-            window_size=model.window_size,
-            routing=model.routing,
-            decay=model.decay,
-            write_gate=model.write_gate,
-            conv_size=model.conv_size,
-            head_norm=model.head_norm,
-            output_gate=model.output_gate,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            mixer=config.mixer,
+            num_splats=config.num_splats,
+            window_size=config.window_size,
+            routing=config.routing,
+            decay=config.decay,
+            write_gate=config.write_gate,
+            conv_size=config.conv_size,
+            head_norm=config.head_norm,
+            output_gate=config.output_gate,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
