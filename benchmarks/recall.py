@@ -22,9 +22,9 @@ from splatflow.tasks import IGNORED, multi_query_recall
 
 WIDTH, NUM_HEADS = 64, 2
 MIXERS: dict[str, Callable[[], nn.Module]] = {
-    "splats": lambda: SplatAttention(WIDTH, NUM_HEADS, num_splats=16, conv_size=4),
-    "window of 16 only": lambda: SoftmaxAttention(WIDTH, NUM_HEADS, window_size=16, conv_size=4),
-    "softmax": lambda: SoftmaxAttention(WIDTH, NUM_HEADS, conv_size=4),
+    "splats": lambda: SplatAttention(WIDTH, NUM_HEADS, num_splats=16, conv_size=4, head_norm=True),
+    "window of 16 only": lambda: SoftmaxAttention(WIDTH, NUM_HEADS, window_size=16, conv_size=4, head_norm=True),
+    "softmax": lambda: SoftmaxAttention(WIDTH, NUM_HEADS, conv_size=4, head_norm=True),
 }
 
 

@@ -4,13 +4,14 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from splatflow import SplatAttention
+from splatflow.nn.splat_attention import SplatAttentionState
 
 torch.manual_seed(0)
 layer = SplatAttention(hidden_size=64, num_heads=4, num_splats=16, window_size=8, decay="head", conv_size=4)
 hidden_states = torch.randn(2, 300, 64)  # [batch, tokens, hidden]
 
 
-def num_bytes(state) -> int:
+def num_bytes(state: SplatAttentionState) -> int:
     return sum(tensor.nbytes for tensor in tree_leaves(state) if isinstance(tensor, torch.Tensor))
 
 

@@ -1,14 +1,18 @@
 """What holds in every test: one thread, repeatable examples in CI, and shapes checked against the annotations."""
 
 import os
+import sys
 import typing
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache, wraps
+from inspect import isfunction
+from typing import Any
 from unittest.mock import patch
 
-import beartype  # noqa: F401  # before TYPE_CHECKING is set below, which is meant for our package alone
-import jaxtyping
 import torch
+from beartype import beartype
 from hypothesis import settings
+from jaxtyping import jaxtyped
 
 torch.set_num_threads(1)  # pytest-xdist already fills the cores
 
@@ -16,14 +20,28 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if "CI" in os.environ else "local")
 
-# These two meet wrong calls with errors of their own, which are tested; all behind them is checked by its annotations.
-BORDER = {"dispatch", "validate"}
-OPERATORS = Path(__file__).parents[1] / "src" / "splatflow" / "ops"
-CHECKED = [f"splatflow.ops.{path.stem}" for path in OPERATORS.glob("[a-z]*.py") if path.stem not in BORDER]
 
-# the package imports the names in its annotations for type checkers only
-with patch.object(typing, "TYPE_CHECKING", True), jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
-    import splatflow.ops  # noqa: F401
+@cache
+def checked(function: Callable) -> Callable:
+    """`function`, with the shapes in its annotations checked at every call that no compiler traces."""
+    strict = jaxtyped(function, typechecker=beartype)
 
-# a compiler cannot trace the checks; the flag that turns them off is read at every call
-type(jaxtyping.config).jaxtyping_disable = property(lambda _: torch.compiler.is_compiling())
+    @wraps(function)
+    def checked_function(*arguments: Any, **options: Any) -> Any:
+        return (function if torch.compiler.is_compiling() else strict)(*arguments, **options)
+
+    return checked_function
+
+
+# These two meet wrong calls with errors of their own, which are tested; all behind them is checked.
+BORDER = {"splatflow.ops.dispatch", "splatflow.ops.validate"}
+
+with patch.object(typing, "TYPE_CHECKING", True):  # else the names in the annotations are not imported
+    import splatflow.ops
+
+for module in [module for name, module in sys.modules.items() if name.startswith("splatflow.")]:
+    for name, value in list(vars(module).items()):
+        if isfunction(value) and value.__module__.startswith("splatflow.ops.") and value.__module__ not in BORDER:
+            setattr(module, name, checked(value))
+for name, backend in splatflow.ops.BACKENDS.items():
+    splatflow.ops.BACKENDS[name] = backend._replace(function=checked(backend.function))

@@ -11,8 +11,8 @@ SHORT = Task(seq_len=32, num_pairs=4, vocab_size=64, steps=300)
 @pytest.mark.parametrize(
     ("mixer", "least", "most"),
     [
-        (lambda: SplatAttention(WIDTH, NUM_HEADS, num_splats=16, conv_size=4), 0.9, 1.0),
-        (lambda: SoftmaxAttention(WIDTH, NUM_HEADS, window_size=8, conv_size=4), 0.0, 0.6),
+        (lambda: SplatAttention(WIDTH, NUM_HEADS, num_splats=16, conv_size=4, head_norm=True), 0.9, 1.0),
+        (lambda: SoftmaxAttention(WIDTH, NUM_HEADS, window_size=8, conv_size=4, head_norm=True), 0.0, 0.6),
     ],
     ids=["splats", "window only"],
 )

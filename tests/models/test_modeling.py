@@ -202,24 +202,6 @@ def test_what_a_mixer_initialises_itself_stays(mixer):
             torch.testing.assert_close(found.square().mean(), expected.square().mean(), rtol=0.5, atol=1e-6, msg=name)
 
 
-@every_mixer
-def test_forward_compiles_without_graph_breaks(mixer):
-    torch.compiler.reset()
-    model = tiny_model(mixer)
-    tokens = random_tokens(2, SEQ_LEN)
-    mask = torch.ones_like(tokens)
-    mask[0, :3] = 0
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    with torch.no_grad():
-        expected, found = model(tokens, mask), compiled(tokens, mask)
-        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
-        next_expected, next_found = (
-            forward(tokens[:, :1], past_key_values=outputs.past_key_values).logits
-            for forward, outputs in ((model, expected), (compiled, found))
-        )
-    torch.testing.assert_close(next_found, next_expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from cases import PER_TOKEN, attend, cases, every_backend, every_routing, make_arguments, part_of, relative_error, results
+from cases import (
+    PER_TOKEN,
+    attend,
+    cases,
+    every_backend,
+    every_routing,
+    make_arguments,
+    part_of,
+    relative_error,
+    results,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

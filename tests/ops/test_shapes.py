@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,4 +28,7 @@ def test_a_wrong_shape_is_seen():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    module = importlib.import_module(name)
+    results = doctest.testmod(module)
+    assert results.failed == 0
+    assert bool(results.attempted) == (">>>" in Path(module.__file__).read_text(encoding="utf-8"))

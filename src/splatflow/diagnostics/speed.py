@@ -81,12 +81,14 @@ def compare_operators(config: BenchConfig, seq_len: int) -> list[dict[str, Any]]
     shape = (config.batch_size, seq_len, config.num_heads, config.head_dim)
     queries, keys, values = (torch.randn(shape, generator=generator) for _ in range(3))
     splats = random_splats(config.num_heads, config.num_splats, config.head_dim, generator)
-    heads_first = [part.transpose(1, 2).contiguous() for part in (queries, keys, values)]  # as softmax likes it
+    q, k, v = (
+        part.transpose(1, 2).contiguous() for part in (queries, keys, values)
+    )  # [B, H, T, D], as softmax likes it
 
     calls: dict[tuple[str, bool], Callable[[], object]] = {}
     for causal in (False, True):
         if seq_len <= config.longest_softmax:
-            calls[SDPA, causal] = partial(F.scaled_dot_product_attention, *heads_first, is_causal=causal)
+            calls[SDPA, causal] = partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal)
         calls[SPLATS, causal] = partial(splat_attention, keys, queries, values, splats, causal=causal)
     named = {f"{mixer} {causal}": call for (mixer, causal), call in calls.items()}
     seconds = time_calls(named, repeats=50, warmup=2, seconds=config.seconds)
@@ -120,7 +122,7 @@ def compare_mixers(
     rows = []
     for seq_len in seq_lens:
         hidden_states = torch.randn(1, seq_len, hidden_size, generator=torch.Generator().manual_seed(0))
-        calls = {name: partial(mixer, hidden_states) for name, mixer in mixers.items()}
+        calls: dict[str, Callable[[], object]] = {name: partial(mixer, hidden_states) for name, mixer in mixers.items()}
         timed = time_calls(calls, repeats=15, seconds=seconds)
         rows += [
             {"mixer": name, "seq_len": seq_len, "seconds": timed[name], "bytes": peak_memory(call)}

@@ -42,11 +42,11 @@ def log_decay_after(log_decay: Float[Tensor, "... C M"]) -> Float[Tensor, "... C
 
 
 def pairwise_decay(log_decay: Float[Tensor, "... C"]) -> Float[Tensor, "... C C"]:
-    """decay(i, j) = exp(sum_{j < t <= i} log_decay_t) for j <= i, and 0 for j > i."""
+    """decay(i, j) = exp(sum_{j < t <= i} log_decay_t) for j <= i, and 1 for j > i."""
     length = log_decay.shape[-1]
     after = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril(-1)  # row t, column j: t > j
     sums = log_decay[..., None].expand(*log_decay.shape, length).masked_fill(~after, 0.0).cumsum(-2)
-    return sums.exp().tril()
+    return sums.exp()
 
 
 def decayed_scores(
@@ -59,7 +59,7 @@ def decayed_scores(
     them is (from j to the middle) times (from the middle to i), which is one matrix product a level.
     """
     if log_decay.shape[-1] == 1:
-        return (read @ send.mT) * pairwise_decay(log_decay[..., 0])
+        return ((read @ send.mT) * pairwise_decay(log_decay[..., 0])).tril()
     length = read.shape[-2]
     index = torch.arange(length, device=read.device)
     scores = torch.diag_embed((read * send).sum(-1))

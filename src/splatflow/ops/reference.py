@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 
 def decay_matrix(log_decay: Float[Tensor, "B S H M"]) -> Float[Tensor, "B H S S M"]:
-    """decay(i, j) of every splat for every pair of tokens, exp(sum_{j < t <= i} log_decay_t); 0 for j > i."""
+    """decay(i, j) of every splat for every pair of tokens, exp(sum_{j < t <= i} log_decay_t); 1 for j > i."""
     length = log_decay.shape[1]
     after = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril(-1)  # row t, column j: t > j
     steps = log_decay.transpose(1, 2)[:, :, :, None, :]  # [B, H, S (t), 1, M]
     sums = torch.where(after[:, :, None], steps, 0.0).cumsum(2)  # [B, H, S (i), S (j), M]
-    past = torch.ones_like(after).tril()
-    return torch.where(past[:, :, None], sums.exp(), 0.0)
+    return sums.exp()
 
 
 def reference(
@@ -53,7 +52,9 @@ def reference(
     no_decay = torch.zeros_like(send) if log_decay is None else log_decay.expand_as(send)
     if causal:
         kept = no_decay.cumsum(1).exp()  # [B, T, H, M], decay(i, 0)
-        paths = torch.einsum("BHTSM,BSHM->BHTSM", decay_matrix(no_decay), send)
+        past = torch.ones(send.shape[1], send.shape[1], dtype=torch.bool, device=send.device).tril()[..., None]
+        # chosen, not multiplied by 0: what overflows in the future does not reach the past
+        paths = torch.where(past, torch.einsum("BHTSM,BSHM->BHTSM", decay_matrix(no_decay), send), 0.0)
     else:
         kept = torch.ones_like(receive)
         paths = send.transpose(1, 2)[:, :, None].expand(-1, -1, receive.shape[1], -1, -1)

@@ -44,8 +44,9 @@ def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[T
     cross = torch.einsum("BTHP,HMP->BTHM", positions, centers * precision[..., None])
     squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [B, T, H, 1]
     half_center = 0.5 * precision * centers.square().sum(-1)  # [H, M]
-    nearness = cross - 0.5 * precision * squared_norm - half_center
-    return log_amplitudes + nearness.clamp(FARTHEST, 0.0)
+    nearness = (cross - 0.5 * precision * squared_norm - half_center).clamp_min(FARTHEST)
+    # a token on its splat may seem nearer than near by rounding; that is taken off, but not from the gradient
+    return log_amplitudes + (nearness - nearness.detach().clamp_min(0.0))
 
 
 class Routing(NamedTuple):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 # A running mean divides by the mass that a splat was sent. Below this mass the quotient is scaled down towards 0, so
-# that a splat of mass 0 says nothing, and 1 / mass and its gradient stay finite in fp32.
-MIN_MASS = 1e-30
+# that a splat of mass 0 says nothing, and 1 / mass^2, which stands in the gradient, is far from the end of fp32.
+MIN_MASS = 1e-16
 
 
 class Splats(NamedTuple):

@@ -48,7 +48,7 @@ class DemoConfig:
     """Folder for the models, their logs and the page; an earlier demo there is replaced."""
     steps: int = 400
     """Updates of each model, of 4,096 tokens each."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     """The highest of the schedule, for both models."""
     seed: int = 0
     """Of both models, of the order of the text, and of the sample."""
@@ -83,7 +83,7 @@ def demo(config: DemoConfig) -> int:
     show(console, quality)
 
     console.rule("speed and memory of one mixer, forward")
-    mixers = {SPLATS: models[SPLATS].model.layers[0].mixer, SOFTMAX: models[SOFTMAX].model.layers[0].mixer}
+    mixers = {name: model.model.layers[0].get_submodule("mixer") for name, model in models.items()}
     rows = compare_mixers(mixers, MODEL.hidden_size, config.seq_lens)
     scaling = scaling_table(rows)
     show(console, scaling)

@@ -1,0 +1,60 @@
+"""Operator, layer and model compile into one graph that computes the same."""
+
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: the checks of shapes that conftest installs cannot be traced.
+SCRIPT = """
+import torch
+from splatflow import SplatAttention, Splats, splat_attention
+from splatflow.models import SplatFlowConfig, SplatFlowForCausalLM
+
+torch.manual_seed(0)
+positions, values = torch.randn(2, 131, 3, 5), torch.randn(2, 131, 3, 7)
+splats = Splats(torch.randn(3, 11, 5), torch.zeros(3, 11), torch.zeros(3, 11))
+layer = SplatAttention(33, 3, 7, position_dim=6, window_size=5, conv_size=4, decay="splat", write_gate=True)
+hidden_states, tokens = torch.randn(2, 67, 33), torch.randint(257, (2, 37))
+mask = torch.ones_like(tokens).index_fill(1, torch.arange(3), 0)
+
+
+def model(mixer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_splats": 5, "window_size": 6}
+    model = SplatFlowForCausalLM(SplatFlowConfig(**sizes, mixer=mixer)).eval()
+
+    def prompt_and_next_token():
+        outputs = model(tokens, attention_mask=mask, use_cache=True)
+        return outputs.logits, model(tokens[:, :1], past_key_values=outputs.past_key_values).logits
+
+    return prompt_and_next_token
+
+
+functions = {
+    "causal": lambda: splat_attention(positions, positions, values, splats, log_decay=-values[..., 0].abs())[0],
+    "bidirectional": lambda: splat_attention(positions, positions, values, splats, causal=False)[0],
+    "layer": lambda: layer(hidden_states)[0],
+    "splat model": model("splat"),
+    "softmax model": model("softmax"),
+}
+function, backend = functions["NAME"], "BACKEND"
+with torch.no_grad():
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(), function(), rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("bidirectional", "inductor"),  # one with generated code: it takes half a minute
+        ("causal", "aot_eager"),
+        ("layer", "aot_eager"),
+        ("splat model", "aot_eager"),
+        ("softmax model", "aot_eager"),
+    ],
+)
+def test_compiled_in_one_graph_equals_eager(name, backend):
+    script = SCRIPT.replace("NAME", name).replace("BACKEND", backend)
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
