@@ -1,5 +1,6 @@
 """Every mixer, with every option: exact in time, resumable, deaf to padding and to other sequences."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -81,7 +82,7 @@ def test_any_split_with_carried_state_equals_one_pass(make, seed, cuts):
     expected, expected_state = layer(tokens)
     outputs, state = [], None
     cuts = [0, *sorted(cuts), T]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         output, state = layer(tokens[:, start:stop], state=state)
         outputs.append(output)
     torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=0, atol=1e-10)

@@ -1,5 +1,7 @@
 """A sequence may be cut anywhere: into pieces, into documents, around its padding."""
 
+import itertools
+
 import pytest
 import torch
 from cases import (
@@ -26,7 +28,7 @@ TOLERANCE = 1e-10
 def in_pieces(arguments, cuts, backends, **options):
     """Output and state of the pieces between the cuts, each computed by the next of the backends."""
     outputs = []
-    for number, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
         piece = part_of(arguments, slice(start, stop))
         output, state = attend(piece, **options, backend=backends[number % len(backends)])
         outputs.append(output)

@@ -11,12 +11,12 @@ from splatflow.ops import Splats, SplatState, splat_attention
 
 B, T, H, M, P, D = 2, 7, 3, 5, 4, 11
 
-call = dict(
-    send_positions=torch.zeros(B, T, H, P),
-    receive_positions=torch.zeros(B, T, H, P),
-    values=torch.zeros(B, T, H, D),
-    splats=Splats(torch.zeros(H, M, P), torch.zeros(H, M), torch.zeros(H, M)),
-)
+call = {
+    "send_positions": torch.zeros(B, T, H, P),
+    "receive_positions": torch.zeros(B, T, H, P),
+    "values": torch.zeros(B, T, H, D),
+    "splats": Splats(torch.zeros(H, M, P), torch.zeros(H, M), torch.zeros(H, M)),
+}
 one_row = {name: part if name == "splats" else part[:1] for name, part in call.items()}
 centers, log_scales, log_amplitudes = call["splats"]
 state = SplatState(torch.zeros(B, H, M), torch.zeros(B, H, M, D))
