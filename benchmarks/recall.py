@@ -53,6 +53,7 @@ class Options:
     """Learning rates are tried on seed 0."""
 
     task: Task = Task()
+    mixers: tuple[str, ...] = tuple(MIXERS)
     learning_rates: tuple[float, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
     seeds: tuple[int, ...] = (1, 2, 3)
     record: str | None = None
@@ -108,7 +109,8 @@ def accuracy_after_training(
 def main(options: Options) -> None:
     torch.set_num_threads(1)
     rows = []
-    for name, mixer in MIXERS.items():
+    for name in options.mixers:
+        mixer = MIXERS[name]
 
         def measure(learning_rate: float, seed: int, name: str = name, mixer: Callable = mixer) -> float:
             start = time.perf_counter()
