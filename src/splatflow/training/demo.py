@@ -46,7 +46,7 @@ class DemoConfig:
 
     output_dir: str = "runs/demo"
     """Folder for the models, their logs and the page; an earlier demo there is replaced."""
-    steps: int = 400
+    steps: int = 300
     """Updates of each model, of 4,096 tokens each."""
     learning_rate: float = 2e-3
     """The highest of the schedule, for both models."""
