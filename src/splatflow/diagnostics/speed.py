@@ -45,6 +45,15 @@ class BenchConfig:
     record: str | None = None
     """JSON file to write the rows to"""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_heads", "head_dim", "num_splats", "seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not self.seq_lens or min(self.seq_lens) < 1:
+            raise ValueError(f"seq_lens is {self.seq_lens}, expected at least one length of at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}, expected at least 1")
+
 
 def bench(config: BenchConfig) -> int:
     """Prints the table of `compare_operators`; the exit status."""
@@ -64,7 +73,8 @@ def bench(config: BenchConfig) -> int:
     if config.record is not None:
         options = (
             f"--batch-size {config.batch_size} --num-heads {config.num_heads} --head-dim {config.head_dim} "
-            f"--num-splats {config.num_splats}"
+            f"--num-splats {config.num_splats} --seq-lens {' '.join(map(str, config.seq_lens))} "
+            f"--longest-softmax {config.longest_softmax} --seconds {config.seconds} --threads {torch.get_num_threads()}"
         )
         write_record(config.record, command=f"splatflow bench {options}", rows=rows, seeds=[0])
         print(f"\nrows written to {config.record}")

@@ -206,7 +206,7 @@ def build_mixer(config: SplatFlowConfig) -> nn.Module:
     options = {
         name: getattr(config, name)
         for name in inspect.signature(mixer_class).parameters
-        if hasattr(config, name) and name != "hidden_size"
+        if hasattr(config, name) and name not in ("hidden_size", "causal")  # a language model is causal
     }
     return mixer_class(config.hidden_size, config.num_attention_heads, **options)
 

@@ -112,6 +112,8 @@ def splat_attention(
         state=state,
         cu_seqlens=cu_seqlens,
     )
+    splats = Splats(*splats)  # a plain tuple will do
+    state = None if state is None else SplatState(*state)
     function = _choose(backend, values.shape[1], causal=causal, routing=routing)
     mix = partial(_call, function, splats, causal, routing)
     dtype = inner_dtype(values.dtype)

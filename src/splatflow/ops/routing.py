@@ -29,7 +29,7 @@ def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[T
     """Logarithm of each splat's Gaussian at each position: log alpha_m - |p - c_m|^2 / (2 sigma_m^2).
 
     Computed in fp32 or wider by the expanded square, so nothing of size T x M x P exists. The square cannot turn
-    negative by rounding, and is finite for every finite distance that fp32 can hold.
+    negative by rounding. Scales from 1e-8 to 1e8 are safe in fp32; far outside of that a square may overflow to NaN.
 
     Example:
         >>> splats = Splats(torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1))

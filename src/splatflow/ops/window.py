@@ -51,6 +51,8 @@ def window_attention(
     num_targets = queries.shape[1]
     window_size = keys.shape[1] - num_targets
     block_size = max(1, min(num_targets, max(MIN_BLOCK, window_size)))
+    if num_targets == 0:
+        return values.new_zeros(values.shape[0], 0, *values.shape[2:])
     overhang = -num_targets % block_size
 
     query = torch.arange(block_size, device=queries.device)[:, None]

@@ -1,7 +1,7 @@
 """The main job in one command: a splat model and its softmax twin learn the same text and are compared.
 
 The text is the source of Python's own standard library, which every machine has. What is printed is also written as a
-page with pictures.
+page with pictures, and as a record, demo.json.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .evaluate import Score, bits_per_byte
 from .text import TokenWindows, byte_tokenizer, encode, standard_library_text, token_byte_lengths
 from .trainer import build_model, train
 
-SPLATS, SOFTMAX, WITHOUT_SPLATS = "splats + window", "softmax twin", "the same, splats off"
+SPLATS, SOFTMAX, WITHOUT_SPLATS = "splats + window", "softmax twin", "splats + window, splats off"
 XZ, NGRAM = "xz -9", "5-gram"
 HELDOUT_BYTES = 262_144  # enough for an interval of a few percent, and few enough to be read many times
 PROMPT = "    def read(self, size=-1):\n"
@@ -74,7 +74,7 @@ def demo(config: DemoConfig) -> int:
     models = {}
     for name, run in runs.items():
         console.rule(f"training: {name}, {num_parameters(run.model):,} parameters")
-        models[name] = train(run)
+        models[name] = train(run).to("cpu")  # where the mixers are timed and the sample is written
 
     console.rule("held-out text")
     scores = measure_quality(models, heldout, splat_run.seq_len)
@@ -115,6 +115,11 @@ def demo(config: DemoConfig) -> int:
         ),
         encoding="utf-8",
     )
+    record: list[dict[str, Any]] = [{"model": name, **asdict(score)} for name, score in scores.items()]
+    record += [{"model": name, "bits_per_byte": bits} for name, bits in levels.items()]
+    record += [*rows, *({"model": name, "tokens": num_tokens, "state_bytes": size} for name, size in states.items())]
+    command = f"splatflow demo --steps {config.steps} --learning-rate {config.learning_rate} --seed {config.seed}"
+    diagnostics.write_record(folder / "demo.json", command=command, rows=record, seeds=[config.seed])
     console.rule()
     console.print(f"{time.perf_counter() - start:.0f} s. The same with pictures: {page.resolve()}", soft_wrap=True)
     return 0
