@@ -71,7 +71,7 @@ def test_nan_in_one_sequence_reaches_no_other(backend, case):
     others = torch.tensor([0, 2])
     for name in expected.keys() - of_splats:
         assert torch.equal(actual[name][others], expected[name][others]), name
-    assert actual["mass"][1].isnan().any()
+    assert sizes["padding"] or actual["mass"][1].isnan().any()  # where all is padding there is no NaN to spread
 
 
 @every_backend

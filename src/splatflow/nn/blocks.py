@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+LARGEST = 1e18  # hidden states beyond it count as it
+
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases. Source: Shazeer 2020."""
@@ -115,6 +117,8 @@ def only_real(
     hidden_states: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> tuple[Float[Tensor, "B T C"], Bool[Tensor, "B T"]]:
     """Hidden states with padding set to 0, and which tokens are real."""
+    # whatever finite numbers the future holds, no projection of them overflows into the past
+    hidden_states = hidden_states.clamp(-LARGEST, LARGEST)
     if attention_mask is None:
         return hidden_states, torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
     if attention_mask.shape != hidden_states.shape[:2]:

@@ -197,14 +197,19 @@ class SplatAttention(nn.Module):
     def _log_decay(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
         if self.decay_proj is None:
             return None
-        log_decay = F.logsigmoid(self.decay_proj(hidden_states).float())
+        log_decay = F.logsigmoid(self.decay_proj(hidden_states).to(inner_dtype(hidden_states.dtype)))
         per_splat = self.decay_proj.out_features > self.num_heads
         return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if per_splat else log_decay
 
     def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H M"] | None:
         if self.write_gate_proj is None:
             return None
-        return self.write_gate_proj(hidden_states).float().sigmoid().unflatten(-1, (self.num_heads, self.num_splats))
+        return (
+            self.write_gate_proj(hidden_states)
+            .to(inner_dtype(hidden_states.dtype))
+            .sigmoid()
+            .unflatten(-1, (self.num_heads, self.num_splats))
+        )
 
     def _hear_window(self, receive_positions: Float[Tensor, "B T H P"], reach: WindowState) -> Float[Tensor, "B T H D"]:
         """The positions serve as queries and keys, sharpened by a learned scale a head."""
