@@ -119,10 +119,6 @@ def demo(config: DemoConfig) -> int:
     record += [{"model": name, "bits_per_byte": bits} for name, bits in levels.items()]
     record += [*rows, *({"model": name, "tokens": num_tokens, "state_bytes": size} for name, size in states.items())]
     command = f"splatflow demo --steps {config.steps} --learning-rate {config.learning_rate} --seed {config.seed}"
-    record: list[dict[str, Any]] = [{"model": name, **asdict(score)} for name, score in scores.items()]
-    record += [{"model": name, "bits_per_byte": bits} for name, bits in levels.items()]
-    record += [*rows, *({"model": name, "tokens": num_tokens, "state_bytes": size} for name, size in states.items())]
-    command = f"splatflow demo --steps {config.steps} --learning-rate {config.learning_rate} --seed {config.seed}"
     diagnostics.write_record(folder / "demo.json", command=command, rows=record, seeds=[config.seed])
     console.rule()
     console.print(f"{time.perf_counter() - start:.0f} s. The same with pictures: {page.resolve()}", soft_wrap=True)
