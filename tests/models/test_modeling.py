@@ -16,6 +16,7 @@ from splatflow.nn import MIXERS
 VOCAB_SIZE, SEQ_LEN = 31, 37
 
 every_mixer = pytest.mark.parametrize("mixer", MIXERS)
+every_window = pytest.mark.parametrize("window_size", [0, 5])
 
 
 def tiny_model(mixer: str, **options) -> SplatFlowForCausalLM:
@@ -32,8 +33,8 @@ def random_tokens(*shape: int, seed: int = 3) -> torch.Tensor:
 
 
 @every_mixer
-@pytest.mark.parametrize("window_size", [0, 5])
-@settings(max_examples=20, deadline=None)
+@every_window
+@settings(max_examples=60)
 @given(cuts=st.sets(st.integers(1, SEQ_LEN - 1), max_size=6))
 def test_any_split_with_a_cache_equals_one_pass(mixer, window_size, cuts):
     model = tiny_model(mixer, window_size=window_size).double()
@@ -47,10 +48,11 @@ def test_any_split_with_a_cache_equals_one_pass(mixer, window_size, cuts):
 
 
 @every_mixer
-@settings(max_examples=20, deadline=None)
+@every_window
+@settings(max_examples=60)
 @given(position=st.integers(1, SEQ_LEN - 1), seed=st.integers(0, 1000))
-def test_the_future_reaches_no_earlier_logit(mixer, position, seed):
-    model = tiny_model(mixer)
+def test_the_future_reaches_no_earlier_logit(mixer, window_size, position, seed):
+    model = tiny_model(mixer, window_size=window_size)
     tokens = random_tokens(2, SEQ_LEN)
     changed = torch.cat([tokens[:, :position], random_tokens(2, SEQ_LEN - position, seed=seed)], 1)
     with torch.no_grad():

@@ -135,15 +135,26 @@ def part_of(arguments: Arguments, tokens: slice) -> Arguments:
     return {name: part[:, tokens] if name in PER_TOKEN else part for name, part in arguments.items()}
 
 
-def relative_error(actual: Tensor, expected: Tensor, num_terms: int = 1) -> float:
-    """|actual - expected| / |expected|, as norms in fp64.
+def relative_error(actual: Tensor, expected: Tensor, unit: float = 1.0) -> float:
+    """|actual - expected| / |expected|, as norms in fp64, and never relative to less than `unit`.
 
-    All inputs are of size 1. Where the terms of a sum cancel (in a softmax over one splat to exactly 0) only the
-    rounding of those terms is left to compare, so the error is never relative to less than a random sum of so many.
+    Some results are 0, or nearly so, because terms of that size cancel (the gradient of a softmax over one splat, or of
+    a mean of one token): there the rounding of the terms is all there is to compare.
     """
     assert actual.shape == expected.shape
     actual, expected = actual.detach().double(), expected.detach().double()
-    return ((actual - expected).norm() / expected.norm().clamp_min(math.sqrt(num_terms))).item()
+    return ((actual - expected).norm() / expected.norm().clamp_min(unit)).item()
+
+
+def unit_of(name: str, sizes: dict, routing: str) -> float:
+    """The size that a result has, unless its terms cancel, where inputs and cotangents are of size 1.
+
+    A mean stays of size 1, a plain sum grows with its tokens, and a gradient is a sum over tokens with random signs.
+    """
+    num_tokens = max(1, sizes["T"], sizes.get("S", 0))
+    if not ROUTINGS[routing].running_mean:
+        return num_tokens
+    return math.sqrt(sizes["B"] * num_tokens) if name.startswith("d ") else 1.0
 
 
 @st.composite

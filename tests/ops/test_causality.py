@@ -23,7 +23,7 @@ def filled(name, part, number):
 
 
 @every_backend
-@settings(max_examples=80)
+@settings(max_examples=200)
 @given(
     case=cases(causal=True, lengths=LENGTHS),
     where=st.floats(0.01, 1.0),

@@ -34,7 +34,7 @@ def is_linear(lengths, **kinds):
     return last <= 1.1 * first
 
 
-@pytest.mark.parametrize(("causal", "decay"), [(False, None), (True, None), (True, "head")])
+@pytest.mark.parametrize(("causal", "decay"), [(False, None), (True, None), (True, "head"), (True, "splat")])
 def test_memory_is_linear_in_the_length(causal, decay):
     kinds = {"causal": causal, "decay": decay}
     assert is_linear(LENGTHS[2:], **kinds)
