@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import splatflow
 from splatflow.cli import SUBCOMMANDS, main
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -62,6 +63,18 @@ def test_eval_prints_bits_per_byte_and_what_the_splats_are_worth(folder, capsys)
         assert "bits per byte (95 % interval" in line
         assert number_of_bytes in line
     assert lines[0] != lines[1]
+
+
+def test_eval_without_a_memory_that_the_model_lacks_says_so(folder, capsys):
+    assert main(["eval", f"{folder}/run", f"{folder}/text.txt", "--seq-len", "31", "--without", "window"]) == 2
+    assert "memory 'window' cannot be silenced" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten(folder, capsys):
+    before = (folder / "run" / "log.jsonl").read_text()
+    assert main(["train", "--config", f"{folder}/train.toml", "--steps", "1"]) == 2
+    assert "run holds model.safetensors of an earlier run" in capsys.readouterr().err
+    assert (folder / "run" / "log.jsonl").read_text() == before
 
 
 def test_generate_continues_the_prompt(folder, capsys):
@@ -175,6 +188,13 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(SUBCOMMANDS, "train", broken)
     with pytest.raises(TypeError, match="a mistake of ours"):
         main(["train"])
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"splatflow {splatflow.__version__}\n"
 
 
 def test_python_m_splatflow_lists_the_subcommands():

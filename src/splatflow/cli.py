@@ -1,6 +1,6 @@
 """The command line: parse, call, print. A new subcommand is a function here and a row of `SUBCOMMANDS`.
 
-Each imports what it calls when it is called, so that `splatflow --help` loads no heavy library.
+Each imports what it calls when it is called, so that `splatflow --help` loads torch and nothing heavier.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+from splatflow import __version__
 
 Config = TypeVar("Config")
 
@@ -99,6 +101,7 @@ def _parse(name: str, config_class: type[Config], arguments: list[str], default:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit code; a mistake of the user's is one line on stderr, and 2."""
     parser = argparse.ArgumentParser(prog="splatflow", description="Splat attention: train, measure, generate.")
+    parser.add_argument("--version", action="version", version=f"splatflow {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
     for name, subcommand in SUBCOMMANDS.items():
         subparsers.add_parser(name, help=subcommand.__doc__, add_help=False, allow_abbrev=False)

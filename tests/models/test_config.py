@@ -26,6 +26,8 @@ from splatflow.models import SplatFlowConfig
         ({"window_size": -1}, "window_size is -1"),
         ({"conv_size": -2}, "conv_size is -2"),
         ({"position_dim": 0}, "position_dim is 0"),
+        ({"position_dim": 3, "window_size": 4}, "position_dim is 3.*even"),
+        ({"hidden_size": 12, "mixer": "softmax"}, "position_dim is 3.*even"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
         ({"norm_eps": float("nan")}, "norm_eps is nan"),
         ({"initializer_range": -0.1}, "initializer_range is -0.1"),

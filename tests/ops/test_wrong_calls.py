@@ -39,9 +39,13 @@ def masked(mixer):
     return partial(module, torch.zeros(B, T, 12), attention_mask=torch.ones(B, T + 1, dtype=torch.bool))
 
 
-def silenced():
-    with silence(layer()(), "memory"):
-        pass
+def resumed(mixer, other, batch=B):
+    """`mixer` called with the state that `other` leaves."""
+    return partial(mixer(), torch.zeros(B, T, 12), state=other()(torch.zeros(batch, 1, 12))[1])
+
+
+def silenced(mixer, memory):
+    return lambda: silence(mixer(), memory).__enter__()
 
 
 # what is wrong: (the call, the error, what its message says)
@@ -130,8 +134,8 @@ WRONG_CALLS = {
     ),
     "a state a tensor": (wrong(state=state.total), TypeError, ["state", "Tensor", "SplatState"]),
     "a state elsewhere": (wrong(state=state._replace(mass=state.mass.to("meta"))), ValueError, ["state.mass", "meta"]),
-    "heads that do not divide": (layer(num_heads=5), ValueError, ["hidden_size 12", "num_heads 5"]),
-    "no heads": (layer(num_heads=0), ValueError, ["num_heads 0"]),
+    "heads that do not divide": (layer(num_heads=5), ValueError, ["hidden_size is 12", "num_heads", "5"]),
+    "no heads": (layer(num_heads=0), ValueError, ["num_heads is 0"]),
     "a layer without splats": (layer(num_splats=0), ValueError, ["num_splats", "0", "at least 1"]),
     "a layer of unknown routing": (layer(routing="nearest"), ValueError, ["routing", "'nearest'", "mixture"]),
     "a layer of unknown decay": (layer(decay="token"), ValueError, ["decay", "'token'", "splat"]),
@@ -143,15 +147,47 @@ WRONG_CALLS = {
     "a layer's decay without order": (layer(causal=False, decay="head"), ValueError, ["causal=False", "decay", "head"]),
     "a mask for other tokens": (masked(layer()), ValueError, ["attention_mask", "[2, 8]", "[2, 7]"]),
     "the twin's mask for other tokens": (masked(twin()), ValueError, ["attention_mask", "[2, 8]", "[2, 7]"]),
-    "the twin's heads": (twin(num_heads=5), ValueError, ["hidden_size 12", "num_heads 5"]),
-    "the twin's odd width": (twin(num_heads=4), ValueError, ["hidden_size", "3", "even"]),
+    "the twin's heads": (twin(num_heads=5), ValueError, ["hidden_size is 12", "num_heads", "5"]),
+    "the twin's odd width": (twin(num_heads=4), ValueError, ["position_dim", "3", "even"]),
     "the twin's negative window": (twin(window_size=-1), ValueError, ["window_size", "-1"]),
+    "tokens of another width": (partial(layer()(), torch.zeros(B, T, 13)), ValueError, ["hidden_states", "13", "12"]),
+    "the twin's tokens of another width": (partial(twin()(), torch.zeros(T, 12)), ValueError, ["[7, 12]", "12]"]),
     "a state of too few splats": (
-        partial(layer()(), torch.zeros(B, T, 12), state=layer(num_splats=3)()(torch.zeros(B, 1, 12))[1]),
+        resumed(layer(), layer(num_splats=3)),
         ValueError,
-        ["state.mass", "[2, 2, 3]", "[2, 2, 5]"],
+        ["state.splats.mass", "[2, 2, 3]", "[2, 2, 5]"],
     ),
-    "a silence of nothing known": (silenced, ValueError, ["memor", "'memory'", "splats"]),
+    "a state of a longer window": (
+        resumed(layer(window_size=4), layer(window_size=6)),
+        ValueError,
+        ["state.window.send_positions", "[2, 6, 2, 6]", "[2, 4, 2, 6]"],
+    ),
+    "a state with a window": (resumed(layer(), layer(window_size=6)), ValueError, ["state.window", "None"]),
+    "a state without a window": (resumed(layer(window_size=6), layer()), TypeError, ["state.window", "WindowState"]),
+    "a state without a decay": (
+        resumed(layer(window_size=6, decay="head"), layer(window_size=6)),
+        ValueError,
+        ["state.window.log_decay", "None", "[2, 6, 2]"],
+    ),
+    "a state of a longer convolution": (
+        resumed(layer(conv_size=4), layer(conv_size=3)),
+        ValueError,
+        ["state.convolution", "[2, 2, 36]", "[2, 3, 36]"],
+    ),
+    "a state of the twin": (resumed(layer(), twin()), TypeError, ["state", "SoftmaxAttentionState", "SplatAtt"]),
+    "the twin's state of a longer window": (
+        resumed(twin(window_size=4), twin(window_size=6)),
+        ValueError,
+        ["state.keys", "[2, 6, 2, 6]", "[2, 4, 2, 6]"],
+    ),
+    "a state of another batch": (
+        resumed(layer(), layer(), batch=3),
+        ValueError,
+        ["state.splats.mass", "[3, 2, 5]", "[2, 2, 5]"],
+    ),
+    "a silence of nothing known": (silenced(layer(), "memory"), ValueError, ["memory", "'memory'", "splats"]),
+    "a silence of no window": (silenced(layer(), "window"), ValueError, ["'window'", "SplatAttention has none"]),
+    "a silence of no splats": (silenced(twin(), "splats"), ValueError, ["'splats'", "SoftmaxAttention has none"]),
 }
 
 

@@ -39,6 +39,14 @@ def test_the_twin_differs_in_its_mixer_and_has_as_many_parameters(tmp_path):
     assert replace(twin, model=same, output_dir=run.output_dir) == run
 
 
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "splats").mkdir()
+    (tmp_path / "splats" / "paint.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds splats"):
+        demo(DemoConfig(output_dir=str(tmp_path)))
+    assert (tmp_path / "splats" / "paint.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"seq_lens": ()}, {"seq_lens": (0,)}])
 def test_wrong_settings_are_refused(wrong):
     (name,) = wrong

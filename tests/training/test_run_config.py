@@ -50,7 +50,7 @@ decay = "None"
         (ModelConfig, {"intermediate_size": 0}, "intermediate_size is 0"),
         (ModelConfig, {"mixer": "mlp"}, "mixer is 'mlp'.*'splat', 'softmax'"),
         (ModelConfig, {"routing": "random"}, "routing is 'random'.*'mixture'"),
-        (ModelConfig, {"decay": "layer"}, "decay is 'layer'.*'head', 'splat', None"),
+        (ModelConfig, {"decay": "layer"}, "decay is 'layer'.*None, 'head', 'splat'"),
         (EvalConfig, {"model": "", "text": "a"}, "model is ''"),
         (EvalConfig, {"model": "a", "text": "a", "without": ("mlp",)}, "without is 'mlp'.*'splats', 'window'"),
         (EvalConfig, {"model": "a", "text": "a", "seq_len": 1}, "seq_len is 1"),
@@ -118,6 +118,7 @@ def test_toml_says_the_same_as_python(tmp_path):
         ("text = 'a'\nreport_to = ['wandb', 3]", r"run.toml: report_to\[1\] is 3, expected str"),
         ("text = 'a'\nmodel = 3", "run.toml: model is 3, expected .*ModelConfig"),
         ("text = 'a'\n[model]\nsplats = 3", "run.toml: model.splats is unknown, expected one of .*num_splats"),
+        ("text = 'a'\n[model]\nnum_splats = 0", "run.toml: model.num_splats is 0, expected at least 1"),
         ("text = 'a'\n[model]\nnum_splats = '3'", "run.toml: model.num_splats is '3', expected int"),
     ],
 )

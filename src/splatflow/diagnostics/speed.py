@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from splatflow.nn.requirements import require_at_least
 from splatflow.ops import Splats, splat_attention
 
 from .measure import machine, peak_memory, time_calls
@@ -27,32 +28,35 @@ class BenchConfig:
     """The operator and fused softmax attention, forward, on inputs of the same shape."""
 
     seq_lens: tuple[int, ...] = (256, 1024, 4096, 16384, 131072)
-    """sequence lengths in tokens"""
+    """Sequence lengths in tokens."""
     batch_size: int = 1
-    """sequences at once"""
+    """Sequences at once."""
     num_heads: int = 8
-    """heads"""
+    """Heads."""
     head_dim: int = 64
-    """width of positions and values in a head"""
+    """Width of positions and values in a head."""
     num_splats: int = 16
-    """splats a head"""
+    """Splats a head."""
     longest_softmax: int = 16384
-    """softmax attention is left out for longer sequences, where it would take minutes"""
+    """Softmax attention is left out for longer sequences, where it would take minutes."""
     threads: int | None = None
     """CPU threads; those torch chooses if not given"""
     seconds: float = 20.0
-    """time for each length, at least three rounds"""
+    """Time for each length, at least three rounds."""
     record: str | None = None
     """JSON file to write the rows to"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_heads", "head_dim", "num_splats", "seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if not self.seq_lens or min(self.seq_lens) < 1:
-            raise ValueError(f"seq_lens is {self.seq_lens}, expected at least one length of at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}, expected at least 1")
+        require_at_least(
+            1,
+            batch_size=self.batch_size,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            num_splats=self.num_splats,
+            threads=1 if self.threads is None else self.threads,
+            seq_lens=min(self.seq_lens, default=0),
+        )
+        require_at_least(0, seconds=self.seconds)
 
 
 def bench(config: BenchConfig) -> int:

@@ -2,16 +2,15 @@
 
 # No `from __future__ import annotations`: `@strict` checks types, which that import would turn into strings.
 
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from splatflow.nn import MIXERS
-from splatflow.ops.routing import ROUTINGS
-
-DECAYS = (None, "head", "splat")
+from splatflow.nn.requirements import require_at_least, require_even_positions, require_heads, require_one_of
+from splatflow.nn.splat_attention import GRAINS
+from splatflow.ops import ROUTINGS
 
 
 @strict
@@ -68,36 +67,29 @@ class SplatFlowConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Called by `@strict` once the types are right."""
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_splats"):
-            require_at_least(name, getattr(self, name), 1)
-        for name in ("window_size", "conv_size"):
-            require_at_least(name, getattr(self, name), 0)
-        for name in ("intermediate_size", "position_dim"):
-            if getattr(self, name) is not None:
-                require_at_least(name, getattr(self, name), 1)
+        require_heads(self.hidden_size, num_attention_heads=self.num_attention_heads)
+        assert self.intermediate_size is not None, "filled in above"
+        require_at_least(
+            1,
+            vocab_size=self.vocab_size,
+            num_hidden_layers=self.num_hidden_layers,
+            intermediate_size=self.intermediate_size,
+            num_splats=self.num_splats,
+        )
+        require_at_least(0, window_size=self.window_size, conv_size=self.conv_size)
+        require_one_of(MIXERS, mixer=self.mixer)
+        require_one_of(ROUTINGS, routing=self.routing)
+        require_one_of(GRAINS, decay=self.decay)
+        if self.position_dim is not None:
+            require_at_least(1, position_dim=self.position_dim)
+        if self.window_size or self.mixer == "softmax":
+            head_dim = self.hidden_size // self.num_attention_heads
+            require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
         for name in ("norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
-        require_one_of("mixer", self.mixer, MIXERS)
-        require_one_of("routing", self.routing, ROUTINGS)
-        require_one_of("decay", self.decay, DECAYS)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads, "
-                f"which is {self.num_attention_heads}"
-            )
 
 
 def round_up(number: int, multiple: int) -> int:
     """Smallest multiple of `multiple` that is at least `number`."""
     return -(-number // multiple) * multiple
-
-
-def require_at_least(name: str, given: int, least: int) -> None:
-    if given < least:
-        raise ValueError(f"{name} is {given}, expected at least {least}")
-
-
-def require_one_of(name: str, given: str | None, known: Collection[str | None]) -> None:
-    if given not in known:
-        raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, known))}")

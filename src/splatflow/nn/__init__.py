@@ -1,8 +1,9 @@
 """Modules: they hold parameters, shape them, and call one operator."""
 
+from .ablation import silence
 from .blocks import ShortConvolution, SwiGLU
 from .softmax_attention import SoftmaxAttention
-from .splat_attention import SplatAttention, silence
+from .splat_attention import SplatAttention
 
 # What a block may mix its tokens with. All are called as mixer(hidden_states, attention_mask=..., state=...).
 MIXERS = {"splat": SplatAttention, "softmax": SoftmaxAttention}

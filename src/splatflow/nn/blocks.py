@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,10 @@ class HeadProjections(nn.Module):
         positions = [F.rms_norm(part, part.shape[-1:]) for part in positions]
         return positions[-1], positions[0], values, state
 
+    def shape_of_state(self, batch: int) -> tuple[int, int, int] | None:
+        """Shape [B, size - 1, C] of the convolution's state, if there is one."""
+        return (batch, self.convolution.size - 1, sum(self.widths)) if self.convolution else None
+
 
 class HeadOutput(nn.Module):
     """What the heads heard -> hidden states: optionally an RMS norm in each head, and a gate made of the token."""
@@ -121,16 +125,38 @@ def only_real(
     hidden_states = hidden_states.clamp(-LARGEST, LARGEST)
     if attention_mask is None:
         return hidden_states, torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-    if attention_mask.shape != hidden_states.shape[:2]:
-        raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}, expected {list(hidden_states.shape[:2])}, "
-            "one number for each token of hidden_states"
-        )
     real = attention_mask.bool()
     return hidden_states.masked_fill(~real[..., None], 0.0), real
 
 
-def check_heads(hidden_size: int, num_heads: int) -> None:
-    """Raises ValueError unless the hidden size can be shared out among the heads."""
-    if num_heads < 1 or hidden_size < 1 or hidden_size % num_heads:
-        raise ValueError(f"hidden_size {hidden_size} is not a positive multiple of num_heads {num_heads}")
+def check_inputs(hidden_size: int, hidden_states: Tensor, attention_mask: Tensor | None) -> None:
+    """Raises ValueError if a layer of this width cannot take these tokens, or if the mask is of others."""
+    if hidden_states.ndim != 3 or hidden_states.shape[-1] != hidden_size:
+        raise ValueError(
+            f"hidden_states has shape {list(hidden_states.shape)}, expected [batch, tokens, {hidden_size}]"
+        )
+    if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"attention_mask has shape {list(attention_mask.shape)}, expected {list(hidden_states.shape[:2])}, "
+            "one number for each token of hidden_states"
+        )
+
+
+def check_state(state: Any, shapes: Any, name: str = "state") -> None:
+    """Raises TypeError or ValueError if `state` is not one of this layer's, or of another batch.
+
+    Args:
+        state: a named tuple of tensors, further named tuples, or None.
+        shapes: the same named tuple with the shape in the place of each tensor.
+    """
+    if type(state) is not type(shapes):
+        raise TypeError(f"{name} is a {type(state).__name__}, expected a {type(shapes).__name__} of this layer")
+    for field, part, shape in zip(shapes._fields, state, shapes, strict=True):
+        if hasattr(shape, "_fields"):
+            check_state(part, shape, f"{name}.{field}")
+        elif hasattr(part, "_fields"):
+            raise ValueError(f"{name}.{field} is a {type(part).__name__}, expected None in this layer")
+        elif (None if part is None else tuple(part.shape)) != shape:
+            given = None if part is None else list(part.shape)
+            expected = None if shape is None else list(shape)
+            raise ValueError(f"{name}.{field} has shape {given}, expected {expected} in this layer")

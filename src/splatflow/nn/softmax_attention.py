@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from torch import nn
 
 from splatflow.ops.window import rotate, window_attention
 
-from .blocks import HeadOutput, HeadProjections, check_heads, only_real
+from .blocks import HeadOutput, HeadProjections, check_inputs, check_state, only_real
+from .requirements import require_at_least, require_even_positions, require_heads
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -56,14 +57,10 @@ class SoftmaxAttention(nn.Module):
         output_gate: bool = False,
     ) -> None:
         super().__init__()
-        check_heads(hidden_size, num_heads)
-        if window_size < 0 or conv_size < 0:
-            raise ValueError(f"window_size is {window_size} and conv_size {conv_size}, expected 0 or more")
-        if (hidden_size // num_heads) % 2:
-            raise ValueError(
-                f"hidden_size / num_heads is {hidden_size // num_heads}: rotary positions need an even width"
-            )
-        self.window_size = window_size
+        require_heads(hidden_size, num_heads=num_heads)
+        require_at_least(0, window_size=window_size, conv_size=conv_size)
+        require_even_positions(hidden_size // num_heads)
+        self.hidden_size, self.num_heads, self.window_size = hidden_size, num_heads, window_size
         self.projections = HeadProjections(hidden_size, num_heads, hidden_size // num_heads, conv_size=conv_size)
         self.log_scale = nn.Parameter(torch.empty(num_heads))
         self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
@@ -81,6 +78,9 @@ class SoftmaxAttention(nn.Module):
         state: SoftmaxAttentionState | None = None,
     ) -> tuple[Float[Tensor, "B T C"], SoftmaxAttentionState]:
         """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
+        check_inputs(self.hidden_size, hidden_states, attention_mask)
+        if state is not None:
+            check_state(state, self._shapes_like(state, hidden_states.shape[0]))
         hidden_states, real = only_real(hidden_states, attention_mask)
         keys, queries, values, convolution = self.projections(
             hidden_states, None if state is None else state.convolution
@@ -101,6 +101,12 @@ class SoftmaxAttention(nn.Module):
             heard = full_attention(queries, keys, values, real if padded else None)
         state = SoftmaxAttentionState(keys, values, real, convolution)
         return self.output(heard, hidden_states), state
+
+    def _shapes_like(self, state: Any, batch: int) -> SoftmaxAttentionState:
+        """A state that holds a shape in the place of each tensor; without a window `state` says how many tokens."""
+        length = self.window_size or (state[0].shape[1] if isinstance(state, SoftmaxAttentionState) else 0)
+        heads = (batch, length, self.num_heads, self.hidden_size // self.num_heads)
+        return SoftmaxAttentionState._make([heads, heads, heads[:2], self.projections.shape_of_state(batch)])
 
 
 def full_attention(

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,8 @@ from splatflow.ops import ROUTINGS, Splats, SplatState, splat_attention
 from splatflow.ops.splats import inner_dtype
 from splatflow.ops.window import window_attention
 
-from .blocks import HeadOutput, HeadProjections, check_heads, only_real
+from .blocks import HeadOutput, HeadProjections, check_inputs, check_state, only_real
+from .requirements import require_at_least, require_even_positions, require_heads, require_one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 # The mass that a splat starts with. Small, so that the first token sent to a splat is heard at nearly full strength.
 PRIOR_LOG_MASS = -6.0
-MEMORIES = ("splats", "window")
-# what a decay or a write gate is made for: each head, or each splat of each head
-GRAINS = (None, "head", "splat")
+# What learns to forget, if anything does: each head, or each splat of each head
+Grain = Literal["head", "splat"]
+GRAINS = (None, *get_args(Grain))
 
 
 class WindowState(NamedTuple):
@@ -62,7 +62,7 @@ class SplatAttention(nn.Module):
         window_size: tokens W heard exactly, the token itself included; 0 for none.
         routing: "mixture" or "gaussian", a row of `splatflow.ops.ROUTINGS`.
         position_dim: width P of the space in which tokens and splats lie; D if not given.
-        tied_positions: send and receive from one place, as in the blueprint.
+        tied_positions: a token sends and receives from one place, by one projection.
         decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
         write_gate: learn from each token how much it sends to each splat, in [0, 1].
         conv_size: tokens under a short causal convolution of positions and values; 0 for none.
@@ -90,19 +90,26 @@ class SplatAttention(nn.Module):
         routing: str = "mixture",
         position_dim: int | None = None,
         tied_positions: bool = False,
-        decay: str | None = None,
+        decay: Grain | None = None,
         write_gate: bool = False,
         conv_size: int = 0,
         head_norm: bool = False,
         output_gate: bool = False,
     ) -> None:
         super().__init__()
-        check_heads(hidden_size, num_heads)
+        require_heads(hidden_size, num_heads=num_heads)
         head_dim = hidden_size // num_heads
         position_dim = head_dim if position_dim is None else position_dim
-        _check_options(num_splats, causal, window_size, routing, position_dim, decay, conv_size)
+        require_at_least(1, num_splats=num_splats, position_dim=position_dim)
+        require_at_least(0, window_size=window_size, conv_size=conv_size)
+        require_one_of(ROUTINGS, routing=routing)
+        require_one_of(GRAINS, decay=decay)
+        if window_size:
+            require_even_positions(position_dim)
+        if not causal and (window_size or decay):
+            raise ValueError(f"causal=False goes with neither window_size ({window_size}) nor decay ({decay!r})")
         self.hidden_size, self.num_heads, self.num_splats = hidden_size, num_heads, num_splats
-        self.causal, self.window_size, self.routing = causal, window_size, routing
+        self.causal, self.window_size, self.routing, self.decay = causal, window_size, routing, decay
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
 
         self.projections = HeadProjections(
@@ -163,6 +170,9 @@ class SplatAttention(nn.Module):
         state: SplatAttentionState | None = None,
     ) -> tuple[Float[Tensor, "B T C"], SplatAttentionState]:
         """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
+        check_inputs(self.hidden_size, hidden_states, attention_mask)
+        if state is not None:
+            check_state(state, self._shapes_of_state(hidden_states.shape[0]))
         hidden_states, real = only_real(hidden_states, attention_mask)
         if state is None:
             state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None)
@@ -194,12 +204,30 @@ class SplatAttention(nn.Module):
         heard = self._combine(near, far, hidden_states)
         return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution)
 
+    def _shapes_of_state(self, batch: int) -> SplatAttentionState:
+        """A state that holds a shape in the place of each tensor."""
+        head_dim = self.prior_content.shape[-1]
+        per_head = (batch, self.window_size, self.num_heads)
+        per_splat = (*per_head, self.num_splats)
+        window = WindowState._make(
+            [
+                (*per_head, self.centers.shape[-1]),
+                (*per_head, head_dim),
+                per_head[:2],
+                {None: None, "head": per_head, "splat": per_splat}[self.decay],
+                per_splat if self.write_gate_proj else None,
+            ]
+        )
+        mass = (batch, self.num_heads, self.num_splats)
+        contents = SplatState._make([mass, (*mass, head_dim)])
+        convolution = self.projections.shape_of_state(batch)
+        return SplatAttentionState._make([contents, window if self.window_size else None, convolution])
+
     def _log_decay(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
         if self.decay_proj is None:
             return None
         log_decay = F.logsigmoid(self.decay_proj(hidden_states).to(inner_dtype(hidden_states.dtype)))
-        per_splat = self.decay_proj.out_features > self.num_heads
-        return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if per_splat else log_decay
+        return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if self.decay == "splat" else log_decay
 
     def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H M"] | None:
         if self.write_gate_proj is None:
@@ -244,51 +272,3 @@ def _each(function: Callable[..., Tensor], *states: WindowState) -> WindowState:
 def _empty_window(tokens: WindowState, window_size: int) -> WindowState:
     """A window before the first token: zeros, none of them real."""
     return _each(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)
-
-
-def _check_options(
-    num_splats: int, causal: bool, window_size: int, routing: str, position_dim: int, decay: str | None, conv_size: int
-) -> None:
-    if num_splats < 1:
-        raise ValueError(f"num_splats is {num_splats}, expected at least 1")
-    if routing not in ROUTINGS:
-        raise ValueError(f"routing is {routing!r}, expected one of {list(ROUTINGS)}")
-    if decay not in GRAINS:
-        raise ValueError(f"decay is {decay!r}, expected one of {list(GRAINS)}")
-    if position_dim < 1:
-        raise ValueError(f"position_dim is {position_dim}, expected at least 1")
-    if window_size < 0 or conv_size < 0:
-        raise ValueError(f"window_size is {window_size} and conv_size {conv_size}, expected 0 or more")
-    if window_size and position_dim % 2:
-        raise ValueError(f"position_dim is {position_dim}: the rotary positions of a window need an even width")
-    if not causal and (window_size or decay):
-        raise ValueError(f"causal=False goes with neither window_size ({window_size}) nor decay ({decay!r})")
-
-
-@contextmanager
-def silence(module: nn.Module, *memories: str) -> Iterator[None]:
-    """Within the block, every splat attention below `module` does without the named memories ("splats", "window").
-
-    What a trained model owes to a memory is what it loses without it.
-
-    Raises:
-        ValueError: an unknown memory.
-
-    Example:
-        >>> layer = SplatAttention(hidden_size=8, num_heads=2, num_splats=3)
-        >>> with silence(layer, "splats"):
-        ...     layer(torch.randn(1, 5, 8))[0].abs().max().item()
-        0.0
-    """
-    unknown = set(memories) - set(MEMORIES)
-    if unknown:
-        raise ValueError(f"memories {sorted(unknown)} are unknown, expected some of {list(MEMORIES)}")
-    layers = [layer for layer in module.modules() if isinstance(layer, SplatAttention)]
-    before = [layer.silenced for layer in layers]
-    try:
-        for layer in layers:
-            layer.silenced = frozenset(memories)
-        yield
-    finally:
-        for layer, silenced in zip(layers, before, strict=True):
-            layer.silenced = silenced

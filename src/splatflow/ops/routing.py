@@ -68,7 +68,7 @@ def posterior(log_affinities: Float[Tensor, "B T H M"]) -> Float[Tensor, "B T H 
 ROUTINGS: dict[str, Routing] = {
     # the default: shares that sum to 1, and the running mean of what was sent
     "mixture": Routing(posterior, running_mean=True),
-    # the blueprint's letter: raw Gaussians and plain sums, A (A^T V). Underflows to 0 for wide positions
+    # the idea as first written down: raw Gaussians and plain sums, A (A^T V). Underflows to 0 for wide positions
     "gaussian": Routing(torch.exp, running_mean=False),
 }
 

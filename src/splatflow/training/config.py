@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from inspect import formatannotation
 from pathlib import Path
@@ -27,7 +26,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from tyro.conf import Positional, arg
 
 from splatflow.nn import MIXERS
-from splatflow.nn.splat_attention import MEMORIES
+from splatflow.nn.ablation import MEMORIES
+from splatflow.nn.requirements import require_at_least, require_even_positions, require_heads, require_one_of
+from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.ops import ROUTINGS
 
 Config = TypeVar("Config")
@@ -37,7 +38,6 @@ Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
 Precision = Literal["fp32", "bf16"]
-Grain = Literal["head", "splat"]
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,16 @@ class ModelConfig:
     """Width of the MLP; None is 8/3 of hidden_size, rounded up to a multiple of 16."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "hidden_size", "num_layers", "num_heads", "num_splats")
-        _require_at_least(0, self, "window_size", "conv_size")
+        require_heads(self.hidden_size, num_heads=self.num_heads)
+        require_at_least(1, num_layers=self.num_layers, num_splats=self.num_splats)
+        require_at_least(0, window_size=self.window_size, conv_size=self.conv_size)
         if self.intermediate_size is not None:
-            _require_at_least(1, self, "intermediate_size")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}, expected a multiple of num_heads, which is {self.num_heads}"
-            )
-        _require_one_of("mixer", self.mixer, MIXERS)
-        _require_one_of("routing", self.routing, ROUTINGS)
-        _require_one_of("decay", self.decay, (*get_args(Grain), None))
+            require_at_least(1, intermediate_size=self.intermediate_size)
+        require_one_of(MIXERS, mixer=self.mixer)
+        require_one_of(ROUTINGS, routing=self.routing)
+        require_one_of(GRAINS, decay=self.decay)
+        if self.window_size or self.mixer == "softmax":
+            require_even_positions(self.hidden_size // self.num_heads)
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "text", "output_dir")
-        _require_at_least(2, self, "seq_len")
-        _require_at_least(1, self, "batch_size", "accumulation", "steps", "log_every")
-        _require_at_least(0, self, "warmup_steps", "weight_decay", "eval_every", "save_every")
+        require_at_least(2, seq_len=self.seq_len)
+        require_at_least(
+            1, batch_size=self.batch_size, accumulation=self.accumulation, steps=self.steps, log_every=self.log_every
+        )
+        require_at_least(
+            0,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            eval_every=self.eval_every,
+            save_every=self.save_every,
+        )
         _require_seed(self.seed)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}, expected a finite number above 0")
-        _require_one_of("schedule", self.schedule, get_args(Schedule))
-        _require_one_of("precision", self.precision, get_args(Precision))
+        require_one_of(get_args(Schedule), schedule=self.schedule)
+        require_one_of(get_args(Precision), precision=self.precision)
 
 
 @dataclass(frozen=True)
@@ -161,10 +168,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "model", "text")
-        _require_at_least(2, self, "seq_len")
-        _require_at_least(1, self, "batch_size")
+        require_at_least(2, seq_len=self.seq_len)
+        require_at_least(1, batch_size=self.batch_size)
         for memory in self.without:
-            _require_one_of("without", memory, MEMORIES)
+            require_one_of(MEMORIES, without=memory)
 
 
 @dataclass(frozen=True)
@@ -188,18 +195,11 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "model")
-        _require_at_least(1, self, "max_new_tokens")
-        _require_at_least(0, self, "temperature", "top_k")
+        require_at_least(1, max_new_tokens=self.max_new_tokens)
+        require_at_least(0, temperature=self.temperature, top_k=self.top_k)
         _require_seed(self.seed)
         if self.prompt and self.prompt_file is not None:
             raise ValueError(f"prompt is {self.prompt!r} and prompt_file {self.prompt_file!r}, expected one of them")
-
-
-def _require_at_least(least: int, config: object, *names: str) -> None:
-    for name in names:
-        given = getattr(config, name)
-        if not least <= given < math.inf:  # also refuses nan
-            raise ValueError(f"{name} is {given}, expected at least {least}")
 
 
 def _require_text(config: object, *names: str) -> None:
@@ -211,11 +211,6 @@ def _require_text(config: object, *names: str) -> None:
 def _require_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}, expected 0 to {2**32 - 1}")
-
-
-def _require_one_of(name: str, given: str | None, known: Collection[str | None]) -> None:
-    if given not in known:
-        raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, known))}")
 
 
 def load_toml(path: str | Path, config_class: type[Config], **defaults: Any) -> Config:
@@ -247,7 +242,10 @@ def _from_table(
     for part in fields(config_class):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
         if part.name not in values and part.default is MISSING and part.default_factory is MISSING:
             raise ValueError(f"{prefix}{part.name} is missing, expected {formatannotation(hints[part.name], __name__)}")
-    return config_class(**values)
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ page with pictures, and as a record, demo.json.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from splatflow.diagnostics.page import short_count
 from splatflow.diagnostics.speed import compare_mixers
 from splatflow.models import SplatFlowCache, SplatFlowForCausalLM
 from splatflow.nn import silence
+from splatflow.nn.requirements import require_at_least
 
 from .baselines import ngram_bits_per_byte, xz_bits_per_byte
 from .config import ModelConfig, TrainConfig
@@ -31,6 +33,7 @@ from .trainer import build_model, train
 
 SPLATS, SOFTMAX, WITHOUT_SPLATS = "splats + window", "softmax twin", "splats + window, splats off"
 XZ, NGRAM = "xz -9", "5-gram"
+TRAIN, HELDOUT, SPLATS_FOLDER, SOFTMAX_FOLDER = "train.txt", "heldout.txt", "splats", "softmax"
 HELDOUT_BYTES = 262_144  # enough for an interval of a few percent, and few enough to be read many times
 PROMPT = "    def read(self, size=-1):\n"
 SAMPLE_TOKENS = 300
@@ -56,16 +59,14 @@ class DemoConfig:
     """Lengths at which time and memory are measured."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}, expected at least 1")
-        if not self.seq_lens or min(self.seq_lens) < 1:
-            raise ValueError(f"seq_lens is {self.seq_lens}, expected at least one length of at least 1")
+        require_at_least(1, steps=self.steps, seq_lens=min(self.seq_lens, default=0))
 
 
 def demo(config: DemoConfig) -> int:
     """Trains, measures, prints, and writes the page; the exit status."""
     start, console = time.perf_counter(), Console()
     folder = Path(config.output_dir)
+    clear(folder)
     learnt, heldout = write_text(folder)
     console.print(f"Python's own library: {len(learnt):,} bytes to learn from, {len(heldout):,} held out, by file.")
 
@@ -125,22 +126,31 @@ def demo(config: DemoConfig) -> int:
     return 0
 
 
+def clear(folder: Path) -> None:
+    """Removes the models of an earlier demo; raises FileExistsError if it is not a demo that the folder holds."""
+    found = sorted(path.name for path in folder.glob("*"))
+    if found and HELDOUT not in found:
+        raise FileExistsError(f"output_dir {folder} holds {found[0]}; expected a new folder or that of an earlier demo")
+    for name in (SPLATS_FOLDER, SOFTMAX_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def write_text(folder: Path) -> tuple[bytes, bytes]:
-    """The library's sources as train.txt and heldout.txt in `folder`, and as bytes."""
+    """The library's sources as two files in `folder`, and as bytes."""
     text = standard_library_text()
     learnt, heldout = b"".join(text.train), b"".join(text.heldout)[:HELDOUT_BYTES]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.txt").write_bytes(learnt)
-    (folder / "heldout.txt").write_bytes(heldout)
+    (folder / TRAIN).write_bytes(learnt)
+    (folder / HELDOUT).write_bytes(heldout)
     return learnt, heldout
 
 
 def train_config(config: DemoConfig, folder: Path) -> TrainConfig:
     """How the splat model is trained."""
     return TrainConfig(
-        text=str(folder / "train.txt"),
-        heldout=str(folder / "heldout.txt"),
-        output_dir=str(folder / "splats"),
+        text=str(folder / TRAIN),
+        heldout=str(folder / HELDOUT),
+        output_dir=str(folder / SPLATS_FOLDER),
         model=MODEL,
         seq_len=512,
         batch_size=8,
@@ -158,7 +168,7 @@ def softmax_twin(run: TrainConfig, folder: Path) -> TrainConfig:
     twin = replace(run.model, mixer="softmax", window_size=0)
     narrow, wide = (num_parameters(replace(twin, intermediate_size=width)) for width in (1, 2))
     width = 1 + round((num_parameters(run.model) - narrow) / (wide - narrow))
-    return replace(run, output_dir=str(folder / "softmax"), model=replace(twin, intermediate_size=width))
+    return replace(run, output_dir=str(folder / SOFTMAX_FOLDER), model=replace(twin, intermediate_size=width))
 
 
 def num_parameters(config: ModelConfig) -> int:

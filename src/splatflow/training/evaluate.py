@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-IGNORED = -100
-
 
 @dataclass(frozen=True)
 class Score:
@@ -84,10 +82,10 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _window_bits(logits: Float[Tensor, "B T V"], input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
     """Bits for the second to the last token of each window, summed in fp64 on the CPU."""
-    # The last logits have no token to predict. Ignoring them, not slicing them off, saves a copy of [B, T, V].
-    targets = F.pad(input_ids[:, 1:], (0, 1), value=IGNORED)
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return nats.view_as(input_ids).cpu().double().sum(1) / math.log(2)
+    # The last logits have no token to predict: what they cost is left out after, for slicing them off copies [B, T, V]
+    targets = input_ids.roll(-1, 1)
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(input_ids)
+    return nats[:, :-1].cpu().double().sum(1) / math.log(2)
 
 
 def bootstrap_interval(

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from splatflow.training.evaluate import bits_per_byte
 from splatflow.training.text import TokenWindows
@@ -41,6 +48,8 @@ class SplatFlowTrainer(Trainer):
         self.bytes_per_token = bytes_per_token
         mean_bytes = float(bytes_per_token[train_dataset.windows].mean())
         self.add_callback(JsonLog(Path(self.args.output_dir) / LOG_NAME, mean_bytes))
+        if self.pop_callback(ProgressCallback) is not None:  # a notebook has its own
+            self.add_callback(ProgressBar())
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and embeddings alone: for a splat, a norm or a bias, 0 is a place and not a simpler model."""
@@ -99,6 +108,22 @@ class SplatFlowTrainer(Trainer):
         return metrics
 
 
+class ProgressBar(ProgressCallback):
+    """The loss beside the bar, and a line for each evaluation."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+        elif "eval_bits_per_byte" in logs:
+            self.training_bar.write(
+                f"step {state.global_step:,}: {logs['eval_bits_per_byte']:.3f} bits per held-out byte"
+            )
+
+
 class JsonLog(TrainerCallback):
     """One JSON object a line: `loss`, the mean in nats a token since the last such line, or an evaluation.
 
@@ -153,8 +178,8 @@ class JsonLog(TrainerCallback):
 
 
 def _step_of(line: str) -> int:
-    """The step of a line; a line that was cut short when its run was killed belongs nowhere."""
+    """The step of a line; a line that its run, killed, left unfinished belongs nowhere."""
     try:
         return json.loads(line)["step"]
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         return 2**63

@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
 
     Raises:
         FileNotFoundError, TextError: there is no such text, or none in it that can be used.
-        FileExistsError: `output_dir` holds checkpoints, and `resume` is off.
+        FileExistsError: `output_dir` holds a model or checkpoints, and `resume` is off.
         DivergedError: the loss is no longer a finite number. Checkpoints made before are left as they are.
     """
     text = training_text(config)
@@ -100,10 +100,10 @@ def starting_point(config: TrainConfig) -> Path | None:
     folder = Path(config.output_dir)
     if config.resume:
         return newest_complete(folder)
-    if existing := checkpoints(folder):
+    if earlier := [*checkpoints(folder), *folder.glob("model*.safetensors")]:
         raise FileExistsError(
-            f"output_dir {folder} holds {existing[0].name} of an earlier run; "
-            "expected another folder, or resume to go on from there"
+            f"output_dir {folder} holds {earlier[0].name} of an earlier run; "
+            "expected another folder, or resume to go on from its newest checkpoint"
         )
     return None
 

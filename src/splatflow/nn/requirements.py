@@ -1,0 +1,39 @@
+"""What is asked of settings, here and in the configurations built on them: each error names one, and what was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+
+def require_at_least(least: float, **settings: float) -> None:
+    """Raises ValueError for a setting below `least`, or one that is infinite or nan.
+
+    >>> require_at_least(1, num_heads=2, num_splats=0)
+    Traceback (most recent call last):
+    ValueError: num_splats is 0, expected at least 1
+    """
+    for name, given in settings.items():
+        if not least <= given < math.inf:
+            raise ValueError(f"{name} is {given}, expected at least {least}")
+
+
+def require_one_of(known: Collection[str | None], **settings: str | None) -> None:
+    """Raises ValueError for a setting that is not among `known`."""
+    for name, given in settings.items():
+        if given not in known:
+            raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def require_heads(hidden_size: int, **num_heads: int) -> None:
+    """Raises ValueError unless the hidden size can be shared out among the heads."""
+    require_at_least(1, hidden_size=hidden_size, **num_heads)
+    for name, heads in num_heads.items():
+        if hidden_size % heads:
+            raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of {name}, which is {heads}")
+
+
+def require_even_positions(position_dim: int) -> None:
+    """Raises ValueError if rotary positions, which turn pairs of numbers, cannot be given to positions so wide."""
+    if position_dim % 2:
+        raise ValueError(f"position_dim is {position_dim}, expected an even width, which rotary positions need")
