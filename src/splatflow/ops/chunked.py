@@ -60,7 +60,7 @@ def chunked(
         return values[:, tokens].transpose(1, 2).to(state.total.dtype)
 
     running_mean = ROUTINGS[routing].running_mean
-    outputs = [state.total.new_empty(batch, num_heads, 0, values.shape[-1])]
+    output = Output(num_targets)
     if causal:
         for tokens, length in _blocks(num_sources, block_size, chunk_size):
             steps = None if log_decay is None else _in_chunks(log_decay[:, tokens].transpose(1, 2), length)
@@ -72,15 +72,41 @@ def chunked(
                 state,
                 running_mean,
             )
-            outputs.append(block.flatten(2, 3))
+            output.append(tokens, block.flatten(2, 3))
     else:
         for tokens, _ in _blocks(num_sources, block_size, 1):
             weights = send(tokens)
             state = SplatState(state.mass + weights.sum(2), state.total + weights.mT @ value(tokens))
         means = state.total / state.mass.clamp_min(MIN_MASS)[..., None] if running_mean else state.total
         for tokens, _ in _blocks(num_targets, block_size, 1):
-            outputs.append(receive(tokens) @ means)
-    return torch.cat(outputs, 2).transpose(1, 2), state
+            output.append(tokens, receive(tokens) @ means)
+    return output.join(state.total.new_empty(batch, 0, num_heads, values.shape[-1])), state
+
+
+class Output:
+    """Blocks of an output, put end to end.
+
+    Without gradients each is written where it belongs at once. To keep them all and copy them at the end would touch
+    new memory twice, which for a long sequence costs more than the arithmetic.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.blocks: list[Float[Tensor, "B t H D"]] = []
+        self.whole: Float[Tensor, "B T H D"] | None = None
+
+    def append(self, tokens: slice, block: Float[Tensor, "B H t D"]) -> None:
+        block = block.transpose(1, 2)
+        if block.requires_grad:
+            self.blocks.append(block)
+            return
+        if self.whole is None:
+            self.whole = block.new_empty(block.shape[0], self.num_tokens, *block.shape[2:])
+        self.whole[:, tokens] = block
+
+    def join(self, nothing: Float[Tensor, "B 0 H D"]) -> Float[Tensor, "B T H D"]:
+        """All blocks; `nothing` if there were none."""
+        return torch.cat(self.blocks or [nothing], 1) if self.whole is None else self.whole
 
 
 def mix_chunks(
