@@ -80,7 +80,7 @@ def chunked(
         means = state.total / state.mass.clamp_min(MIN_MASS)[..., None] if running_mean else state.total
         for tokens, _ in _blocks(num_targets, block_size, 1):
             output.append(tokens, receive(tokens) @ means)
-    return output.join(state.total.new_empty(batch, 0, num_heads, values.shape[-1])), state
+    return output.join(state.total.new_empty(batch, num_heads, 0, values.shape[-1])), state
 
 
 class Output:
@@ -92,21 +92,21 @@ class Output:
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-        self.blocks: list[Float[Tensor, "B t H D"]] = []
+        self.blocks: list[Float[Tensor, "B H t D"]] = []
         self.whole: Float[Tensor, "B T H D"] | None = None
 
     def append(self, tokens: slice, block: Float[Tensor, "B H t D"]) -> None:
-        block = block.transpose(1, 2)
         if block.requires_grad:
             self.blocks.append(block)
             return
         if self.whole is None:
-            self.whole = block.new_empty(block.shape[0], self.num_tokens, *block.shape[2:])
-        self.whole[:, tokens] = block
+            batch, num_heads, _, width = block.shape
+            self.whole = block.new_empty(batch, self.num_tokens, num_heads, width)
+        self.whole[:, tokens] = block.transpose(1, 2)
 
-    def join(self, nothing: Float[Tensor, "B 0 H D"]) -> Float[Tensor, "B T H D"]:
+    def join(self, nothing: Float[Tensor, "B H 0 D"]) -> Float[Tensor, "B T H D"]:
         """All blocks; `nothing` if there were none."""
-        return torch.cat(self.blocks or [nothing], 1) if self.whole is None else self.whole
+        return torch.cat(self.blocks or [nothing], 2).transpose(1, 2) if self.whole is None else self.whole
 
 
 def mix_chunks(
