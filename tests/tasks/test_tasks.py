@@ -1,0 +1,77 @@
+"""What holds for every task, and the answers of the small ones."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splatflow.tasks import IGNORED, TASKS, copying, induction, selective_copying
+
+every_task = pytest.mark.parametrize("name", TASKS)
+VOCABULARY = 31
+
+
+@every_task
+def test_a_seed_gives_one_batch_and_another_seed_another(name):
+    first, again, other = (TASKS[name](seed, batch_size=3, seq_len=64) for seed in (5, 5, 6))
+    inputs, labels = first
+    assert inputs.shape == labels.shape == (3, 64)
+    assert inputs.dtype == labels.dtype == torch.int64
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(inputs, other[0])
+
+
+@every_task
+def test_every_sequence_asks_and_no_label_is_given_away(name):
+    """A label is neither its own input nor outside the vocabulary."""
+    inputs, labels = TASKS[name](0, batch_size=16, seq_len=64, vocab_size=64)
+    asked = labels != IGNORED
+    assert asked.any(1).all()
+    assert (labels[asked] != inputs[asked]).all()
+    assert labels[asked].min() >= 0
+    assert max(labels.max(), inputs.max()) < 64
+
+
+@given(seed=st.integers(0, 1000), num_tokens=st.integers(1, 9), spare=st.integers(0, 13))
+def test_selective_copying_asks_for_all_but_blanks_in_order(seed, num_tokens, spare):
+    seq_len = 2 * num_tokens + spare
+    options = {"seq_len": seq_len, "num_tokens": num_tokens, "vocab_size": VOCABULARY}
+    inputs, labels = selective_copying(seed, batch_size=2, **options)
+    for tokens, wanted in zip(inputs.tolist(), labels.tolist(), strict=True):
+        assert [token for token in tokens[:-num_tokens] if token != 0] == wanted[-num_tokens:]
+        assert tokens[-num_tokens:] == [1] * num_tokens
+        assert wanted[:-num_tokens] == [IGNORED] * (seq_len - num_tokens)
+
+
+@given(seed=st.integers(0, 1000), seq_len=st.integers(3, 40))
+def test_induction_asks_for_what_followed_the_mark(seed, seq_len):
+    inputs, labels = induction(seed, batch_size=2, seq_len=seq_len, vocab_size=VOCABULARY)
+    for tokens, wanted in zip(inputs.tolist(), labels.tolist(), strict=True):
+        first, second = (place for place, token in enumerate(tokens) if token == 0)
+        assert second == seq_len - 1
+        assert wanted == [*[IGNORED] * (seq_len - 1), tokens[first + 1]]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (copying, {"seq_len": 7}, "seq_len is 7.*even"),
+        (selective_copying, {"seq_len": 9, "num_tokens": 5}, "num_tokens is 5.*9"),
+        (selective_copying, {"num_tokens": 0}, "num_tokens is 0"),
+        (copying, {"vocab_size": 2}, "vocab_size is 2.*2 marks"),
+        (induction, {"seq_len": 2}, "seq_len is 2"),
+    ],
+)
+def test_what_cannot_be_is_refused(task, options, message):
+    with pytest.raises(ValueError, match=message):
+        task(0, batch_size=1, **options)
+
+
+@pytest.mark.parametrize("module", ["recall", "copying", "induction"])
+def test_examples_in_docstrings(module):
+    results = doctest.testmod(importlib.import_module(f"splatflow.tasks.{module}"))
+    assert results.attempted > 0
+    assert results.failed == 0
