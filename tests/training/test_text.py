@@ -76,7 +76,7 @@ def test_a_folder_is_its_text_files_sorted(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / "c.txt").write_bytes(b"third")
     (tmp_path / "b" / "2.md").write_bytes(b"second")
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b"first"))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"first", mtime=0))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
     (tmp_path / "nothing.txt").touch()
     (tmp_path / ".git" / "HEAD").write_bytes(b"hidden")
@@ -115,12 +115,13 @@ def test_a_dataset_of_empty_rows_is_refused(jsonl_folder: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty.txt", b"", "empty.txt is empty: 0 bytes"),
-        ("empty.gz", gzip.compress(b""), "empty.gz is empty: 0 bytes"),
+        # without the time of day, which would give the tests other names in each worker
+        ("empty.gz", gzip.compress(b"", mtime=0), "empty.gz is empty: 0 bytes"),
         ("weights.bin", b"PK\0\1", "weights.bin is binary: a NUL byte in its first 8192 bytes"),
         ("packed.xz", lzma.compress(b"\0"), "packed.xz is binary"),
         ("broken.xz", b"not packed", "broken.xz cannot be unpacked as .xz"),
         ("broken.gz", b"not packed", "broken.gz cannot be unpacked as .gz"),
-        ("torn.gz", gzip.compress(b"text" * 99)[:20], "torn.gz cannot be unpacked as .gz"),
+        ("torn.gz", gzip.compress(b"text" * 99, mtime=0)[:20], "torn.gz cannot be unpacked as .gz"),
         ("folder/weights.bin", b"\0", "folder holds 1 files and none with text"),
     ],
 )
