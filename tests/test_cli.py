@@ -74,6 +74,8 @@ def test_a_finished_run_is_not_overwritten(folder, capsys):
     before = (folder / "run" / "log.jsonl").read_text()
     assert main(["train", "--config", f"{folder}/train.toml", "--steps", "1"]) == 2
     assert "run holds model.safetensors of an earlier run" in capsys.readouterr().err
+    assert main(["train", "--config", f"{folder}/train.toml", "--resume"]) == 2
+    assert "no checkpoint to resume from" in capsys.readouterr().err
     assert (folder / "run" / "log.jsonl").read_text() == before
 
 

@@ -146,7 +146,7 @@ def test_every_parameter_is_used(make):
 
 
 @every_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_output_has_the_type_and_shape_of_the_input(make, dtype):
     layer = make().to(dtype)
     for length in (0, 1, WINDOW, T):

@@ -39,9 +39,9 @@ def masked(mixer):
     return partial(module, torch.zeros(B, T, 12), attention_mask=torch.ones(B, T + 1, dtype=torch.bool))
 
 
-def resumed(mixer, other, batch=B):
+def resumed(mixer, other, batch=B, dtype=torch.float32):
     """`mixer` called with the state that `other` leaves."""
-    return partial(mixer(), torch.zeros(B, T, 12), state=other()(torch.zeros(batch, 1, 12))[1])
+    return partial(mixer(), torch.zeros(B, T, 12), state=other()(torch.zeros(batch, 1, 12, dtype=dtype))[1])
 
 
 def silenced(mixer, memory):
@@ -143,8 +143,12 @@ WRONG_CALLS = {
     "a negative convolution": (layer(conv_size=-2), ValueError, ["conv_size", "-2"]),
     "positions of width 0": (layer(position_dim=0), ValueError, ["position_dim", "0", "at least 1"]),
     "an odd width with a window": (layer(window_size=4, position_dim=3), ValueError, ["position_dim", "3", "even"]),
-    "a window without order": (layer(causal=False, window_size=4), ValueError, ["causal=False", "window_size", "4"]),
-    "a layer's decay without order": (layer(causal=False, decay="head"), ValueError, ["causal=False", "decay", "head"]),
+    "a window without order": (layer(causal=False, window_size=4), ValueError, ["causal=False", "window_size is 4"]),
+    "a layer's decay without order": (
+        layer(causal=False, decay="head"),
+        ValueError,
+        ["causal=False", "'head'"],
+    ),
     "a mask for other tokens": (masked(layer()), ValueError, ["attention_mask", "[2, 8]", "[2, 7]"]),
     "the twin's mask for other tokens": (masked(twin()), ValueError, ["attention_mask", "[2, 8]", "[2, 7]"]),
     "the twin's heads": (twin(num_heads=5), ValueError, ["hidden_size is 12", "num_heads", "5"]),
@@ -162,7 +166,7 @@ WRONG_CALLS = {
         ValueError,
         ["state.window.send_positions", "[2, 6, 2, 6]", "[2, 4, 2, 6]"],
     ),
-    "a state with a window": (resumed(layer(), layer(window_size=6)), ValueError, ["state.window", "None"]),
+    "a state with a window": (resumed(layer(), layer(window_size=6)), TypeError, ["state.window", "None"]),
     "a state without a window": (resumed(layer(window_size=6), layer()), TypeError, ["state.window", "WindowState"]),
     "a state without a decay": (
         resumed(layer(window_size=6, decay="head"), layer(window_size=6)),
@@ -180,6 +184,12 @@ WRONG_CALLS = {
         ValueError,
         ["state.keys", "[2, 6, 2, 6]", "[2, 4, 2, 6]"],
     ),
+    "a state in fp64": (
+        resumed(layer(conv_size=4), lambda: layer(conv_size=4)().double(), dtype=torch.float64),
+        TypeError,
+        ["state.splats.mass", "float64", "float32"],
+    ),
+    "a window of 2.5 tokens": (layer(window_size=2.5), TypeError, ["window_size is 2.5", "integer"]),
     "a state of another batch": (
         resumed(layer(), layer(), batch=3),
         ValueError,

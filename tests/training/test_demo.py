@@ -42,7 +42,8 @@ def test_the_twin_differs_in_its_mixer_and_has_as_many_parameters(tmp_path):
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "splats").mkdir()
     (tmp_path / "splats" / "paint.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds splats"):
+    (tmp_path / "heldout.txt").write_text("mine, too")
+    with pytest.raises(FileExistsError, match=r"holds heldout\.txt"):
         demo(DemoConfig(output_dir=str(tmp_path)))
     assert (tmp_path / "splats" / "paint.txt").read_text() == "mine"
 

@@ -128,6 +128,15 @@ def test_a_finished_run_is_not_trained_further(whole, tmp_path):
     assert all(weights(config)[name].equal(weight) for name, weight in weights(whole).items())
 
 
+def test_a_run_is_not_resumed_to_fewer_steps_or_as_another_model(whole, tmp_path):
+    config = interrupted(whole, tmp_path / "run", 4)
+    with pytest.raises(ValueError, match=r"steps is 3, expected at least the 4 of .*checkpoint-4"):
+        train(replace(config, steps=3))
+    other = replace(config.model, num_splats=config.model.num_splats + 1)
+    with pytest.raises(ValueError, match=r"model\.num_splats is .*as in .*checkpoint-4"):
+        train(replace(config, model=other))
+
+
 def test_checkpoints_of_an_earlier_run_are_not_written_over(whole):
     with pytest.raises(FileExistsError, match=r"checkpoint-11.*resume"):
         train(whole)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from splatflow.ops.splats import inner_dtype
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -122,7 +124,8 @@ def only_real(
 ) -> tuple[Float[Tensor, "B T C"], Bool[Tensor, "B T"]]:
     """Hidden states with padding set to 0, and which tokens are real."""
     # whatever finite numbers the future holds, no projection of them overflows into the past
-    hidden_states = hidden_states.clamp(-LARGEST, LARGEST)
+    largest = min(LARGEST, torch.finfo(hidden_states.dtype).max)
+    hidden_states = hidden_states.clamp(-largest, largest)
     if attention_mask is None:
         return hidden_states, torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
     real = attention_mask.bool()
@@ -142,21 +145,25 @@ def check_inputs(hidden_size: int, hidden_states: Tensor, attention_mask: Tensor
         )
 
 
-def check_state(state: Any, shapes: Any, name: str = "state") -> None:
-    """Raises TypeError or ValueError if `state` is not one of this layer's, or of another batch.
+def check_layer_state(state: Any, shapes: Any, dtype: torch.dtype, name: str = "state") -> None:
+    """Raises TypeError or ValueError if `state` is not one of this layer's, or of another batch or precision.
 
     Args:
         state: a named tuple of tensors, further named tuples, or None.
         shapes: the same named tuple with the shape in the place of each tensor.
+        dtype: of the new hidden states; fp64 goes with fp64 only.
     """
     if type(state) is not type(shapes):
         raise TypeError(f"{name} is a {type(state).__name__}, expected a {type(shapes).__name__} of this layer")
     for field, part, shape in zip(shapes._fields, state, shapes, strict=True):
         if hasattr(shape, "_fields"):
-            check_state(part, shape, f"{name}.{field}")
-        elif hasattr(part, "_fields"):
-            raise ValueError(f"{name}.{field} is a {type(part).__name__}, expected None in this layer")
+            check_layer_state(part, shape, dtype, f"{name}.{field}")
+        elif part is not None and not (isinstance(part, torch.Tensor) and shape is not None):
+            wanted = "None" if shape is None else "a tensor"
+            raise TypeError(f"{name}.{field} is a {type(part).__name__}, expected {wanted} in this layer")
         elif (None if part is None else tuple(part.shape)) != shape:
             given = None if part is None else list(part.shape)
             expected = None if shape is None else list(shape)
             raise ValueError(f"{name}.{field} has shape {given}, expected {expected} in this layer")
+        elif part is not None and part.is_floating_point() and inner_dtype(part.dtype) != inner_dtype(dtype):
+            raise TypeError(f"{name}.{field} is {part.dtype}, hidden_states is {dtype}: float64 goes with float64 only")

@@ -18,6 +18,14 @@ def require_at_least(least: float, **settings: float) -> None:
             raise ValueError(f"{name} is {given}, expected at least {least}")
 
 
+def require_integers(least: int, **settings: int) -> None:
+    """Raises TypeError for a setting that is no integer, ValueError for one below `least`."""
+    for name, given in settings.items():
+        if not isinstance(given, int):
+            raise TypeError(f"{name} is {given!r}, expected an integer")
+    require_at_least(least, **settings)
+
+
 def require_one_of(known: Collection[str | None], **settings: str | None) -> None:
     """Raises ValueError for a setting that is not among `known`."""
     for name, given in settings.items():
@@ -27,7 +35,7 @@ def require_one_of(known: Collection[str | None], **settings: str | None) -> Non
 
 def require_heads(hidden_size: int, **num_heads: int) -> None:
     """Raises ValueError unless the hidden size can be shared out among the heads."""
-    require_at_least(1, hidden_size=hidden_size, **num_heads)
+    require_integers(1, hidden_size=hidden_size, **num_heads)
     for name, heads in num_heads.items():
         if hidden_size % heads:
             raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of {name}, which is {heads}")

@@ -12,8 +12,8 @@ from torch import nn
 
 from splatflow.ops.window import rotate, window_attention
 
-from .blocks import HeadOutput, HeadProjections, check_inputs, check_state, only_real
-from .requirements import require_at_least, require_even_positions, require_heads
+from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
+from .requirements import require_even_positions, require_heads, require_integers
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -58,7 +58,7 @@ class SoftmaxAttention(nn.Module):
     ) -> None:
         super().__init__()
         require_heads(hidden_size, num_heads=num_heads)
-        require_at_least(0, window_size=window_size, conv_size=conv_size)
+        require_integers(0, window_size=window_size, conv_size=conv_size)
         require_even_positions(hidden_size // num_heads)
         self.hidden_size, self.num_heads, self.window_size = hidden_size, num_heads, window_size
         self.projections = HeadProjections(hidden_size, num_heads, hidden_size // num_heads, conv_size=conv_size)
@@ -80,7 +80,7 @@ class SoftmaxAttention(nn.Module):
         """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
         check_inputs(self.hidden_size, hidden_states, attention_mask)
         if state is not None:
-            check_state(state, self._shapes_like(state, hidden_states.shape[0]))
+            check_layer_state(state, self._shapes_like(state, hidden_states.shape[0]), hidden_states.dtype)
         hidden_states, real = only_real(hidden_states, attention_mask)
         keys, queries, values, convolution = self.projections(
             hidden_states, None if state is None else state.convolution

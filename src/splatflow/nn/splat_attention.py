@@ -16,8 +16,8 @@ from splatflow.ops import ROUTINGS, Splats, SplatState, splat_attention
 from splatflow.ops.splats import inner_dtype
 from splatflow.ops.window import window_attention
 
-from .blocks import HeadOutput, HeadProjections, check_inputs, check_state, only_real
-from .requirements import require_at_least, require_even_positions, require_heads, require_one_of
+from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
+from .requirements import require_even_positions, require_heads, require_integers, require_one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -100,14 +100,15 @@ class SplatAttention(nn.Module):
         require_heads(hidden_size, num_heads=num_heads)
         head_dim = hidden_size // num_heads
         position_dim = head_dim if position_dim is None else position_dim
-        require_at_least(1, num_splats=num_splats, position_dim=position_dim)
-        require_at_least(0, window_size=window_size, conv_size=conv_size)
+        require_integers(1, num_splats=num_splats, position_dim=position_dim)
+        require_integers(0, window_size=window_size, conv_size=conv_size)
         require_one_of(ROUTINGS, routing=routing)
         require_one_of(GRAINS, decay=decay)
         if window_size:
             require_even_positions(position_dim)
-        if not causal and (window_size or decay):
-            raise ValueError(f"causal=False goes with neither window_size ({window_size}) nor decay ({decay!r})")
+        for name, given in (("window_size", window_size), ("decay", decay)):
+            if not causal and given:
+                raise ValueError(f"{name} is {given!r} with causal=False: it needs an order of tokens")
         self.hidden_size, self.num_heads, self.num_splats = hidden_size, num_heads, num_splats
         self.causal, self.window_size, self.routing, self.decay = causal, window_size, routing, decay
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
@@ -172,7 +173,7 @@ class SplatAttention(nn.Module):
         """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
         check_inputs(self.hidden_size, hidden_states, attention_mask)
         if state is not None:
-            check_state(state, self._shapes_of_state(hidden_states.shape[0]))
+            check_layer_state(state, self._shapes_of_state(hidden_states.shape[0]), hidden_states.dtype)
         hidden_states, real = only_real(hidden_states, attention_mask)
         if state is None:
             state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None)

@@ -61,13 +61,23 @@ def multi_query_recall(
     num_items = num_pairs + num_rebound + num_noise
     num_slots = (seq_len - 2 * num_items) // 2
     half = vocab_size // 2
+    if num_pairs < 1 or num_noise < 0:
+        raise ValueError(f"num_pairs is {num_pairs} and num_noise {num_noise}, expected at least 1 and 0")
     if not 0 <= num_rebound <= num_pairs:
         raise ValueError(f"num_rebound is {num_rebound}, expected 0 to num_pairs, which is {num_pairs}")
     if num_slots < num_pairs:
         least = 2 * (num_items + num_pairs)
-        raise ValueError(f"seq_len {seq_len} is too short for num_pairs {num_pairs}: at least {least} are needed")
-    if half - 1 < num_pairs + num_rebound:
+        raise ValueError(
+            f"seq_len {seq_len} is too short for num_pairs {num_pairs}, num_rebound {num_rebound} and num_noise "
+            f"{num_noise}: at least {least} are needed"
+        )
+    if half - 1 < num_pairs:
         raise ValueError(f"vocab_size {vocab_size} has {half - 1} keys, fewer than num_pairs {num_pairs}")
+    if vocab_size - half < num_pairs + num_rebound:
+        raise ValueError(
+            f"vocab_size {vocab_size} has {vocab_size - half} values, fewer than num_pairs {num_pairs} and num_rebound "
+            f"{num_rebound} together"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def distinct(count: int, weights: Tensor) -> Int[Tensor, "B K"]:

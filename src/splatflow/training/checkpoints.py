@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
 
 def _is_whole_safetensors(path: Path) -> bool:
@@ -42,8 +42,13 @@ PARTS: dict[str, Callable[[Path], bool]] = {
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first, complete or not."""
-    steps = {path: int(name[1]) for path in folder.glob("*") if (name := CHECKPOINT_NAME.fullmatch(path.name))}
-    return sorted(steps, key=steps.__getitem__, reverse=True)
+    found = [path for path in folder.glob("*") if CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps that were taken before a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def reason_incomplete(checkpoint: Path) -> str | None:

@@ -34,6 +34,7 @@ from .trainer import build_model, train
 SPLATS, SOFTMAX, WITHOUT_SPLATS = "splats + window", "softmax twin", "splats + window, splats off"
 XZ, NGRAM = "xz -9", "5-gram"
 TRAIN, HELDOUT, SPLATS_FOLDER, SOFTMAX_FOLDER = "train.txt", "heldout.txt", "splats", "softmax"
+MARK = ".splatflow-demo"  # an empty file in a folder that a demo may write over
 HELDOUT_BYTES = 262_144  # enough for an interval of a few percent, and few enough to be read many times
 PROMPT = "    def read(self, size=-1):\n"
 SAMPLE_TOKENS = 300
@@ -127,10 +128,12 @@ def demo(config: DemoConfig) -> int:
 
 
 def clear(folder: Path) -> None:
-    """Removes the models of an earlier demo; raises FileExistsError if it is not a demo that the folder holds."""
+    """Makes the folder, or takes the models of an earlier demo from it; FileExistsError if it holds other things."""
     found = sorted(path.name for path in folder.glob("*"))
-    if found and HELDOUT not in found:
+    if found and MARK not in found:
         raise FileExistsError(f"output_dir {folder} holds {found[0]}; expected a new folder or that of an earlier demo")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     for name in (SPLATS_FOLDER, SOFTMAX_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -139,7 +142,6 @@ def write_text(folder: Path) -> tuple[bytes, bytes]:
     """The library's sources as two files in `folder`, and as bytes."""
     text = standard_library_text()
     learnt, heldout = b"".join(text.train), b"".join(text.heldout)[:HELDOUT_BYTES]
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / TRAIN).write_bytes(learnt)
     (folder / HELDOUT).write_bytes(heldout)
     return learnt, heldout

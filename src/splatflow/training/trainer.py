@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
+import json
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splatflow.training.checkpoints import checkpoints, newest_complete
+from splatflow.training.checkpoints import checkpoints, newest_complete, step_of
 from splatflow.training.config import ModelConfig, TrainConfig
 from splatflow.training.text import (
     HELDOUT_FRACTION,
@@ -41,7 +42,8 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
 
     Raises:
         FileNotFoundError, TextError: there is no such text, or none in it that can be used.
-        FileExistsError: `output_dir` holds a model or checkpoints, and `resume` is off.
+        FileExistsError: `output_dir` holds a model or checkpoints and `resume` is off, or a model alone and it is on.
+        ValueError: the checkpoint to resume from has more steps already, or is of another model.
         DivergedError: the loss is no longer a finite number. Checkpoints made before are left as they are.
     """
     text = training_text(config)
@@ -56,8 +58,11 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
         for name, documents in (("training text", text.train), ("held-out text", text.heldout))
     )
     set_seed(config.seed)
+    model = build_model(config.model, tokenizer)
+    if checkpoint is not None:
+        check_same_model(model, checkpoint)
     trainer = SplatFlowTrainer(
-        model=build_model(config.model, tokenizer),
+        model=model,
         args=training_arguments(config),
         train_dataset=train_windows,
         eval_dataset=heldout_windows,
@@ -65,7 +70,10 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
         data_collator=default_data_collator,  # the one for tokenizers would add a mask, though nothing is padded
         bytes_per_token=token_byte_lengths(tokenizer),
     )
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if checkpoint is not None and step_of(checkpoint) == config.steps:  # the Trainer would take one step more
+        trainer.model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()
     return trainer.model
 
@@ -98,14 +106,30 @@ def hold_out_the_end(documents: list[bytes], fraction: float) -> Text:
 def starting_point(config: TrainConfig) -> Path | None:
     """The checkpoint to go on from; None is the beginning."""
     folder = Path(config.output_dir)
+    models = list(folder.glob("model*.safetensors"))
     if config.resume:
-        return newest_complete(folder)
-    if earlier := [*checkpoints(folder), *folder.glob("model*.safetensors")]:
+        checkpoint = newest_complete(folder)
+        if checkpoint is None and models:
+            raise FileExistsError(f"output_dir {folder} holds {models[0].name} and no checkpoint to resume from")
+        if checkpoint is not None and step_of(checkpoint) > config.steps:
+            raise ValueError(f"steps is {config.steps}, expected at least the {step_of(checkpoint)} of {checkpoint}")
+        return checkpoint
+    if earlier := [*checkpoints(folder), *models]:
         raise FileExistsError(
             f"output_dir {folder} holds {earlier[0].name} of an earlier run; "
             "expected another folder, or resume to go on from its newest checkpoint"
         )
     return None
+
+
+def check_same_model(model: SplatFlowForCausalLM, checkpoint: Path) -> None:
+    """Raises ValueError, naming the setting, if the model in `checkpoint` is built in another way."""
+    before = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for name in ModelConfig.__dataclass_fields__:
+        name = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}.get(name, name)
+        given = getattr(model.config, name)
+        if before.get(name, given) != given:
+            raise ValueError(f"model.{name} is {given!r}, expected {before[name]!r} as in {checkpoint}")
 
 
 def _windows(name: str, documents: list[bytes], tokenizer: PreTrainedTokenizerFast, seq_len: int) -> TokenWindows:
