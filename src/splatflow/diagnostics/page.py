@@ -100,7 +100,7 @@ def figure_learning_curves(
         if len(points) == 0:
             raise ValueError(f"curves[{name!r}] is empty, expected at least one (tokens, bits per byte)")
 
-    with _drawing(4.2, 3.1) as (figure, axes):
+    with drawing(4.2, 3.1) as (figure, axes):
         from matplotlib.ticker import EngFormatter
 
         names: list[tuple[str, float, str]] = [(name, level, GREY) for name, level in levels.items()]
@@ -115,8 +115,8 @@ def figure_learning_curves(
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("training tokens")
         axes.set_title("bits per byte, held out")
-        _name_at_right_edge(axes, names)
-        return _card(_svg(figure, "bits per byte on held-out text against training tokens"))
+        name_at_right_edge(axes, names)
+        return _card(svg_text(figure, "bits per byte on held-out text against training tokens"))
 
 
 def figure_scaling(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -179,7 +179,7 @@ def _check_scaling_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def _scaling_panel(title: str, points: Sequence[tuple[str, int, float]]) -> str:
     """One panel from (mixer, seq_len, height) triples."""
     mixers = list(dict.fromkeys(mixer for mixer, _, _ in points))
-    with _drawing(3.6, 3.2) as (figure, axes):
+    with drawing(3.6, 3.2) as (figure, axes):
         for mixer, color in zip(mixers, _colors(len(mixers)), strict=True):
             line = sorted((seq_len, height) for name, seq_len, height in points if name == mixer)
             axes.loglog(*zip(*line, strict=True), color=color, marker=".", label=mixer)
@@ -196,7 +196,7 @@ def _scaling_panel(title: str, points: Sequence[tuple[str, int, float]]) -> str:
         axes.set_xlabel("sequence length n")
         axes.set_title(title)
         axes.legend(frameon=False)
-        return _svg(figure, f"{title} against sequence length, for {', '.join(mixers)}")
+        return svg_text(figure, f"{title} against sequence length, for {', '.join(mixers)}")
 
 
 def _range_of_interest(
@@ -210,7 +210,7 @@ def _range_of_interest(
     return min(heights) - margin, max(heights) + margin
 
 
-def _name_at_right_edge(axes: Axes, names: Sequence[tuple[str, float, str]]) -> None:
+def name_at_right_edge(axes: Axes, names: Sequence[tuple[str, float, str]]) -> None:
     """Write (name, height, color) beside the right edge, at its height unless another name is there."""
     bottom, top = axes.get_ylim()
     shares = [(height - bottom) / (top - bottom) for _, height, _ in names]
@@ -231,7 +231,7 @@ def _colors(count: int) -> list[str]:
 
 
 @contextmanager
-def _drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """An empty sober figure, in inches, and the settings under which it must be drawn and saved."""
     try:
         import matplotlib
@@ -257,7 +257,7 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def _svg(figure: Figure, description: str) -> str:
+def svg_text(figure: Figure, description: str) -> str:
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=no_metadata)
