@@ -65,7 +65,7 @@ def decayed_scores(
     scores = torch.diag_embed((read * send).sum(-1))
     half = 1
     while half < length:
-        since, until = _sums_within_blocks(log_decay, half)
+        since, until = sums_within_blocks(log_decay, half)
         level = (read * since.exp()) @ (send * until.exp()).mT
         block = index // half
         parts_here = (block[:, None] % 2 == 1) & (block[None, :] == block[:, None] - 1)
@@ -74,7 +74,7 @@ def decayed_scores(
     return scores
 
 
-def _sums_within_blocks(
+def sums_within_blocks(
     log_decay: Float[Tensor, "... C M"], size: int
 ) -> tuple[Float[Tensor, "... C M"], Float[Tensor, "... C M"]]:
     """In blocks of `size` tokens: the sum from the block's start to a token, and from after it to the block's end."""

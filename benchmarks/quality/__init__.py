@@ -1,0 +1,1 @@
+"""The quality bench: contestants, studies, runs, a ledger, a report."""

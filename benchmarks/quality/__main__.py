@@ -1,0 +1,139 @@
+"""What are splats worth beside the strongest mixers of equal state, equal parameters, equal tokens and equal tuning?
+
+    python -m benchmarks.quality smoke
+    python -m benchmarks.quality cpu --wikitext train.txt.xz valid.txt.xz --novels train.txt.xz valid.txt.xz
+    python -m benchmarks.quality gpu --minutes 9 ...    # in pieces
+    python -m benchmarks.quality report                 # docs/results.md and its pictures, from the ledger
+
+Every finished run is a line of the ledger and is never made twice, so that a tier may be stopped and taken up again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from splatflow.training.text import read_text
+
+from . import report
+from .ledger import append, read_ledger
+from .plan import Experiment, Rows, decided, fresh_rows, runs_to_make
+from .probe import Run, measure
+from .studies import STUDIES, Corpus
+from .tiers import TIERS
+
+LEDGER = Path(__file__).parents[1] / "results" / "quality.jsonl"
+Paths = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class Options:
+    """A tier to run, or the report of what the ledger holds."""
+
+    what: tyro.conf.Positional[Literal["smoke", "cpu", "more", "gpu", "report"]]
+    wikitext: Paths | None = None
+    """Text to learn from and held-out text, each a file or a folder; .gz and .xz are unpacked."""
+    novels: Paths | None = None
+    """The same, of novels."""
+    minutes: float = math.inf
+    """No run is begun after this time."""
+    workers: int = os.cpu_count() or 1
+    """Runs at once, of one thread each. On a GPU there is one."""
+    ledger: Path = LEDGER
+
+
+def main(options: Options) -> int:
+    if options.what == "report":
+        report.write(read_ledger(options.ledger))
+        return 0
+    paths = {name: given for name in ("wikitext", "novels") if (given := getattr(options, name)) is not None}
+    missing = [path for pair in paths.values() for path in pair if not path.exists()]
+    if missing:
+        print(f"no file or folder {', '.join(map(repr, map(str, missing)))}", file=sys.stderr)
+        return 2
+    experiments = []
+    for experiment in TIERS[options.what]:
+        corpus = STUDIES[experiment.study].corpus
+        if corpus is None or corpus in paths:
+            experiments.append(experiment)
+        else:
+            print(f"{experiment.study} is left out: it needs --{corpus} TRAIN HELDOUT")
+    rows = run_all(experiments, read_ledger(options.ledger), paths, options)
+    for experiment in experiments:
+        print(summary(experiment, rows))
+    return 0
+
+
+def run_all(experiments: list[Experiment], rows: Rows, paths: dict[str, Paths], options: Options) -> Rows:
+    """Makes what is missing, several at once, and writes each run into the ledger as soon as it is done."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    deadline = time.monotonic() + 60 * options.minutes
+    command = f"python -m benchmarks.quality {options.what}"
+    rows, running = dict(rows), {}
+    with (
+        ProcessPoolExecutor(
+            1 if device == "cuda" else options.workers, get_context("spawn"), initializer=_prepare, initargs=(paths,)
+        ) as pool,
+        tqdm(unit="run", desc=options.what) as bar,
+    ):
+        while True:
+            waiting = [run for run in runs_to_make(experiments, rows) if run not in running.values()]
+            # no more than are worked on at once: a run that was not begun must not be waited for at the deadline
+            for run in waiting[: options.workers - len(running)]:
+                if time.monotonic() < deadline:
+                    running[pool.submit(_measure, run, device)] = run
+            if not running:
+                return rows
+            bar.total = bar.n + len(waiting) + len(running)
+            bar.refresh()
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                rows[run] = append(options.ledger, run, future.result(), command=command, device=device)
+                decides = STUDIES[run.study].decides
+                result = rows[run]["scores"][decides]
+                bar.write(f"{run.study}, {run.mixer}, rate {run.rate:g}, seed {run.seed}: {decides} {result}")
+                bar.update()
+
+
+def summary(experiment: Experiment, rows: Rows) -> str:
+    """A line for each contestant: the score that decides, over the fresh seeds."""
+    study = STUDIES[experiment.study]
+    lines = [f"\n{experiment.study}, {experiment.state} numbers a layer: {study.decides}"]
+    for mixer in experiment.mixers:
+        scores = [abs(decided(experiment, row)) for row in fresh_rows(experiment, mixer, rows)]
+        result = f"{min(scores):.3f} to {max(scores):.3f} on {len(scores)} fresh seeds" if scores else "not finished"
+        lines.append(f"  {mixer:<24} {result}")
+    return "\n".join(lines)
+
+
+_corpora: dict[str, Corpus] = {}  # of a worker, read once
+
+
+def _prepare(paths: dict[str, Paths]) -> None:
+    torch.set_num_threads(1)
+    _corpora.update({name: Corpus(*map(_read, pair)) for name, pair in paths.items()})
+
+
+def _read(path: Path) -> bytes:
+    return b"\n".join(read_text(str(path)))
+
+
+def _measure(run: Run, device: str) -> dict[str, Any]:
+    corpus = STUDIES[run.study].corpus
+    return measure(run, None if corpus is None else _corpora[corpus], device)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

@@ -1,0 +1,136 @@
+"""Who is compared: every mixer under one name, in one shell, with one knob that sets how much it remembers.
+
+A new contestant is one row of `CONTESTANTS`.
+"""
+
+# C hidden size
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from benchmarks.rivals import RIVALS, Rival
+from splatflow.nn import SoftmaxAttention, SplatAttention
+
+from .controls import FrozenCenters, LinearRouter
+
+TOLERANCE = 0.02  # how far a contestant may be from the state and the parameters that were asked for
+
+
+class Shell(NamedTuple):
+    """What all contestants of a comparison share."""
+
+    width: int = 64
+    num_heads: int = 2
+    conv_size: int = 4
+    output_gate: bool = False
+
+
+SHELL = Shell()
+
+
+class Contestant(NamedTuple):
+    """`build(shell, size)` makes a mixer. `sized`: its state grows with the size; else it grows with the context."""
+
+    build: Callable[[Shell, int], nn.Module]
+    sized: bool = True
+    control: bool = False  # a foil of splats, not a rival
+
+
+def _shared(shell: Shell) -> dict[str, Any]:
+    return {"conv_size": shell.conv_size, "output_gate": shell.output_gate, "head_norm": True}
+
+
+def _splats(kind: type[SplatAttention], shell: Shell, size: int, **options: Any) -> nn.Module:
+    return kind(shell.width, shell.num_heads, size, **options, **_shared(shell))
+
+
+def _window(shell: Shell, size: int) -> nn.Module:
+    return SoftmaxAttention(shell.width, shell.num_heads, window_size=size, **_shared(shell))
+
+
+def _softmax(shell: Shell, size: int) -> nn.Module:
+    return SoftmaxAttention(shell.width, shell.num_heads, **_shared(shell))
+
+
+def _window_and_splats(shell: Shell, size: int) -> nn.Module:
+    """A token of window for every two splats: the two memories are of about one size."""
+    return _splats(SplatAttention, shell, size, window_size=max(1, size // 2), decay="head")
+
+
+def _rival(kind: type[Rival], shell: Shell, size: int) -> nn.Module:
+    return kind(shell.width, shell.num_heads, size, **_shared(shell))
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "splats": Contestant(partial(_splats, SplatAttention)),
+    "splats, decay": Contestant(partial(_splats, SplatAttention, decay="head")),
+    "window + splats": Contestant(_window_and_splats),
+    "linear router": Contestant(partial(_splats, LinearRouter), control=True),
+    "linear router, decay": Contestant(partial(_splats, LinearRouter, decay="head"), control=True),
+    "frozen centers": Contestant(partial(_splats, FrozenCenters), control=True),
+    "window only": Contestant(_window, control=True),
+    "softmax": Contestant(_softmax, sized=False, control=True),
+    **{name: Contestant(partial(_rival, kind)) for name, kind in RIVALS.items()},
+}
+
+
+def state_size(mixer: nn.Module, seq_len: int) -> int:
+    """Numbers that a layer remembers of one sequence of `seq_len` tokens: means, normalisers, window, convolution."""
+    if isinstance(mixer, Rival):
+        return mixer.state_size
+    with torch.no_grad():
+        _, state = mixer(torch.zeros(1, seq_len, mixer.hidden_size))
+    return sum(part.numel() for part in _tensors(state) if part.is_floating_point())
+
+
+def step_operations(mixer: nn.Module, seq_len: int) -> int:
+    """Multiply-adds of one token in a layer, as a recurrent step: the mixing of all heads, without projections.
+
+    A token of softmax attention meets the whole context, here counted at its full length `seq_len`.
+    """
+    if isinstance(mixer, Rival):
+        return mixer.step_operations
+    head_dim = mixer.hidden_size // mixer.num_heads
+    window = mixer.window_size
+    if isinstance(mixer, SoftmaxAttention):
+        return mixer.num_heads * 2 * head_dim * min(window or seq_len, seq_len)
+    # two routings, one write and one read of every splat
+    _, num_splats, width = mixer.centers.shape
+    return mixer.num_heads * (2 * num_splats * (width + head_dim) + 2 * head_dim * window)
+
+
+@lru_cache
+def size_for(name: str, shell: Shell, state: int) -> int:
+    """The size at which a contestant remembers about `state` numbers a layer.
+
+    Raises:
+        ValueError: no size comes within `TOLERANCE`.
+    """
+    if not CONTESTANTS[name].sized:
+        return 0
+
+    def remembered(size: int) -> int:
+        return state_size(CONTESTANTS[name].build(shell, size), seq_len=1)
+
+    size = 1
+    while remembered(size + 1) <= state:
+        size += 1
+    nearest = min((size, size + 1), key=lambda near: abs(remembered(near) - state))
+    if abs(remembered(nearest) - state) > TOLERANCE * state:
+        raise ValueError(
+            f"{name} cannot remember {state} numbers within {TOLERANCE:.0%}: the nearest are {remembered(size)} and "
+            f"{remembered(size + 1)}"
+        )
+    return nearest
+
+
+def _tensors(state: Any) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    return [] if state is None else [tensor for part in state for tensor in _tensors(part)]

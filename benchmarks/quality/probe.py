@@ -1,0 +1,143 @@
+"""One run: a small model with one mixer learns a study at one rate from one seed, and is examined.
+
+Two pre-norm blocks of mixer and SwiGLU, embeddings and head tied. The SwiGLUs are as wide as it takes to give all
+contestants the same number of parameters.
+"""
+
+# B sequence, T token, V vocabulary, C channel, L token with a label
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from splatflow.nn import SwiGLU
+from splatflow.tasks import IGNORED
+
+from .contestants import CONTESTANTS, SHELL, TOLERANCE, Shell, size_for, state_size, step_operations
+from .studies import STUDIES, Corpus, Study
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+REFERENCE, REFERENCE_WIDTH = "splats", 96  # whose parameters the others are given, and its SwiGLUs' width
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's figures. Two runs that compare equal give the same numbers on one machine."""
+
+    study: str
+    mixer: str
+    state: int  # numbers a layer, as asked for
+    rate: float
+    seed: int
+    steps: int
+    shell: Shell = SHELL
+    num_layers: int = 2
+    batch_tokens: int = 2048  # a step
+
+
+class Probe(nn.Module):
+    """Token ids -> logits, at the places that are asked for."""
+
+    def __init__(self, run: Run, vocab_size: int, inner_width: int) -> None:
+        super().__init__()
+        width, contestant = run.shell.width, CONTESTANTS[run.mixer]
+        size = size_for(run.mixer, run.shell, run.state)
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.mixers = nn.ModuleList(contestant.build(run.shell, size) for _ in range(run.num_layers))
+        self.mlps = nn.ModuleList(SwiGLU(width, inner_width) for _ in range(run.num_layers))
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2 * run.num_layers + 1))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for mixer in self.mixers:
+            mixer.reset_parameters()
+
+    def forward(self, inputs: Int[Tensor, "B T"], asked: Bool[Tensor, "B T"]) -> Float[Tensor, "L V"]:
+        hidden = self.embedding(inputs)
+        for index, (mixer, mlp) in enumerate(zip(self.mixers, self.mlps, strict=True)):
+            hidden = hidden + mixer(self.norms[2 * index](hidden))[0]
+            hidden = hidden + mlp(self.norms[2 * index + 1](hidden))
+        return self.norms[-1](hidden[asked]) @ self.embedding.weight.T
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+@lru_cache
+def inner_width_for(mixer: str, state: int, shell: Shell, num_layers: int, vocab_size: int) -> int:
+    """How wide SwiGLUs are so that a contestant has the reference's parameters.
+
+    Raises:
+        ValueError: the mixer alone has more.
+    """
+
+    def parameters(name: str, inner_width: int) -> int:
+        run = Run("", name, state, rate=0.0, seed=0, steps=0, shell=shell, num_layers=num_layers)
+        return Probe(run, vocab_size, inner_width).num_parameters()
+
+    wanted = parameters(REFERENCE, REFERENCE_WIDTH)
+    without = parameters(mixer, 1)
+    per_unit = parameters(mixer, 2) - without
+    inner_width = 1 + round((wanted - without) / per_unit)
+    if inner_width < 1 or abs(without + (inner_width - 1) * per_unit - wanted) > TOLERANCE * wanted:
+        raise ValueError(f"{mixer} of state {state} has {without} parameters without a SwiGLU, {wanted} are asked for")
+    return inner_width
+
+
+def build(run: Run, vocab_size: int) -> Probe:
+    """A fresh model, the same for the same run."""
+    inner_width = inner_width_for(run.mixer, run.state, run.shell, run.num_layers, vocab_size)
+    torch.manual_seed(run.seed)
+    return Probe(run, vocab_size, inner_width)
+
+
+def learn(model: Probe, study: Study, run: Run, corpus: Corpus | None, device: torch.device) -> None:
+    """AdamW with a one-cycle schedule. Only the weights of linear layers and embeddings decay."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    others = [parameter for parameter in model.parameters() if not any(parameter is weight for weight in weights)]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, run.rate, betas=(0.9, 0.95), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.rate, run.steps, pct_start=0.1)
+    text = None if corpus is None else corpus.train
+    for step in range(run.steps):
+        lesson = study.lessons[step % len(study.lessons)]
+        # batches are numbered; no two seeds, nor training and examination, share one
+        inputs, labels = (part.to(device) for part in lesson(1_000_000 * run.seed + step, text, run.batch_tokens))
+        asked = labels != IGNORED
+        loss = F.cross_entropy(model(inputs, asked), labels[asked])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def measure(run: Run, corpus: Corpus | None, device: str = "cpu") -> dict[str, Any]:
+    """Scores and sizes of a run. A score that is not finite, because training diverged, is None."""
+    start = time.perf_counter()
+    study = STUDIES[run.study]
+    model = build(run, study.vocab_size).to(device)
+    learn(model, study, run, corpus, torch.device(device))
+    model.eval()
+    with torch.no_grad():
+        scores = study.examine(model, run.seed, corpus)
+    model.cpu()
+    return {
+        "scores": {name: round(score, 5) if math.isfinite(score) else None for name, score in scores.items()},
+        "size": size_for(run.mixer, run.shell, run.state),
+        "state_size": state_size(model.mixers[0], study.seq_len),
+        "step_operations": step_operations(model.mixers[0], study.seq_len),
+        "parameters": model.num_parameters(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }

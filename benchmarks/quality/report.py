@@ -1,0 +1,127 @@
+"""The ledger as a page: `docs/results.md` and its pictures. No table holds what the ledger does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from .intervals import Interval, interval, paired
+from .pictures import PICTURES, draw
+from .plan import Experiment, Rows, chosen_rate, decided, fresh_rows, swept
+from .remarks import HOW_TO_READ, REMARKS
+from .standings import all_standings, has_overtaken
+from .studies import STUDIES
+from .tiers import TIERS
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+SOLVED = 0.9  # a seed has solved a study at this accuracy
+
+
+def write(rows: Rows) -> None:
+    """Draws the pictures and writes the page."""
+    PICTURES.mkdir(exist_ok=True)
+    for name, svg in draw(rows).items():
+        (PICTURES / name).write_text(svg, encoding="utf-8")
+    PAGE.write_text(page(rows), encoding="utf-8")
+    print(f"docs/{PAGE.name} and its pictures, from {len(rows)} runs")
+
+
+def page(rows: Rows) -> str:
+    """The whole page, as Markdown."""
+    machines = sorted({f"{row['machine']} ({row['versions']})" for row in rows.values()})
+    commits = sorted({row["commit"] for row in rows.values()})
+    seconds = sum(row["seconds"] for row in rows.values())
+    counted = f"{len(rows)} runs, {seconds / 3600:.1f} hours of one core or GPU, on {'; '.join(machines)}"
+    parts = ["# Results", HOW_TO_READ, f"The ledger holds {counted}. Commits: {', '.join(commits)}."]
+    parts += ["## Where splat attention stands", standings_table(rows), REMARKS["standings"]]
+    for tier, experiments in TIERS.items():
+        for experiment in experiments:
+            if any(fresh_rows(experiment, mixer, rows) for mixer in experiment.mixers):
+                parts += [heading(tier, experiment), table(experiment, rows), *remarks(experiment, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def standings_table(rows: Rows) -> str:
+    """One line for each aim for which both sides were measured."""
+    lines = [
+        [
+            one.aim,
+            f"{one.ours}: {_of(one.our_figure)}",
+            f"{one.theirs}: {_of(one.their_figure)}",
+            _of(one.difference, signed=True),
+            f"**{one.verdict}**",
+        ]
+        for one in all_standings(rows)
+    ]
+    return markdown(["figure (more is better)", "ours", "the best other", "paired difference", "verdict"], lines)
+
+
+def heading(tier: str, experiment: Experiment) -> str:
+    size = f"{experiment.state:,} numbers a layer, {experiment.steps:,} steps of {experiment.batch_tokens:,} tokens"
+    return f"## {experiment.study.capitalize()}: {size} (`{tier}`)"
+
+
+def table(experiment: Experiment, rows: Rows) -> str:
+    """A line for each contestant, best first, beside the first of the experiment; those not finished last."""
+    study, baseline = STUDIES[experiment.study], experiment.mixers[0]
+    finished = {mixer: fresh_rows(experiment, mixer, rows) for mixer in experiment.mixers}
+    decides = partial(decided, experiment)
+    done = {mixer: runs for mixer, runs in finished.items() if runs}
+    others = [name for name in next(iter(done.values()))[0]["scores"] if name != study.decides]
+    lines = []
+    for mixer, runs in sorted(done.items(), key=lambda item: -interval([*map(decides, item[1])]).mean):
+        scores = [*map(decides, runs)]
+        sign = 1 if study.higher_is_better else -1
+        against = (
+            ""
+            if mixer == baseline or baseline not in done
+            else _of(
+                paired([sign * score for score in scores], [sign * decides(row) for row in done[baseline]]), signed=True
+            )
+        )
+        shown = interval([abs(score) for score in scores])
+        solved = [f"{sum(score >= SOLVED for score in scores)}/{len(scores)}"] if study.higher_is_better else []
+        lines.append(
+            [
+                mixer,
+                f"{runs[0]['state_size']:,}",
+                f"{runs[0]['parameters']:,}",
+                f"{runs[0]['step_operations']:,}",
+                f"{chosen_rate(swept(experiment, mixer, rows)):g}",
+                f"**{_of(shown)}**",
+                against,
+                *solved,
+                *(f"{sum(row['scores'][name] for row in runs) / len(runs):.3f}" for name in others),
+            ]
+        )
+    lines += [[mixer, *["not finished"], *[""] * (len(lines[0]) - 2)] for mixer, runs in finished.items() if not runs]
+    header = ["mixer", "state", "parameters", "operations", "rate", study.decides, f"less {baseline}"]
+    return markdown([*header, *(["solved"] if study.higher_is_better else []), *others], lines)
+
+
+def remarks(experiment: Experiment, rows: Rows) -> list[str]:
+    """What has to be known before the table is believed, and what it is thought to mean."""
+    said = []
+    if STUDIES[experiment.study].corpus and not STUDIES[experiment.study].higher_is_better:
+        overtaken = has_overtaken(experiment, rows)
+        if overtaken is not None:
+            counts = overtaken.mean > 0 and overtaken.excludes_zero()
+            said.append(
+                f"Softmax attention is better than the window alone by {_of(overtaken, signed=True)} bits: "
+                + (
+                    "it has overtaken it, so that the table counts."
+                    if counts
+                    else "it has not overtaken it, so that **the table says nothing about long memory**."
+                )
+            )
+    return said + [REMARKS[experiment.study]] * (experiment.study in REMARKS)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _of(value: Interval, *, signed: bool = False) -> str:
+    return f"{value.mean:{'+' if signed else ''}.3f} ± {value.reach:.3f}"

@@ -1,0 +1,88 @@
+"""Equal state, equal parameters: what makes a comparison one."""
+
+import pytest
+import torch
+from benchmarks.quality.contestants import CONTESTANTS, TOLERANCE, Shell, size_for, state_size
+from benchmarks.quality.controls import FrozenCenters, LinearRouter
+from benchmarks.quality.probe import Run, build
+from benchmarks.quality.studies import STUDIES
+from benchmarks.quality.tiers import TIERS
+
+EXPERIMENTS = {f"{tier}, {one.study}, {one.state}": one for tier, experiments in TIERS.items() for one in experiments}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_state_and_parameters_are_matched_within_two_percent(name):
+    experiment = EXPERIMENTS[name]
+    vocab_size = STUDIES[experiment.study].vocab_size
+    models = {mixer: build(experiment.run(mixer, 1e-2, 0), vocab_size) for mixer in experiment.mixers}
+    wanted = build(experiment.run("splats", 1e-2, 0), vocab_size).num_parameters()
+    for mixer, model in models.items():
+        assert abs(model.num_parameters() - wanted) <= TOLERANCE * wanted, mixer
+        if CONTESTANTS[mixer].sized:
+            assert abs(state_size(model.mixers[0], 64) - experiment.state) <= TOLERANCE * experiment.state, mixer
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_the_state_of_all_but_softmax_does_not_grow(name):
+    shell = Shell()
+    mixer = CONTESTANTS[name].build(shell, 4)
+    assert (state_size(mixer, 5) == state_size(mixer, 71)) == CONTESTANTS[name].sized
+
+
+def test_a_window_is_counted_as_keys_and_values():
+    mixer = CONTESTANTS["window only"].build(Shell(conv_size=0), 7)
+    assert state_size(mixer, 50) == 2 * 7 * 64
+
+
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_convolution_and_output_gate_are_on_or_off_for_all(name):
+    def parameters(**options):
+        mixer = CONTESTANTS[name].build(Shell(**options), 4)
+        return sum(parameter.numel() for parameter in mixer.parameters())
+
+    plain = parameters(conv_size=0)
+    assert parameters(conv_size=3) > plain
+    assert parameters(conv_size=0, output_gate=True) == plain + 64 * 64
+
+
+def test_a_state_that_no_size_gives_is_refused():
+    with pytest.raises(ValueError, match="Based cannot remember 1040 numbers within 2%"):
+        size_for("Based", Shell(), 1040)
+
+
+@pytest.mark.parametrize("name", ["splats", "gated delta net"])
+def test_a_run_begins_with_the_same_weights_whatever_was_drawn_before(name):
+    run = Run("recall", name, 1632, rate=1e-2, seed=3, steps=1)
+    first = build(run, 64)
+    torch.randn(5)
+    again, other = build(run, 64), build(Run("recall", name, 1632, rate=1e-2, seed=4, steps=1), 64)
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+    assert not torch.equal(first.embedding.weight, other.embedding.weight)
+
+
+def test_a_linear_router_routes_by_scores():
+    torch.manual_seed(0)
+    router = LinearRouter(22, 2, 7)
+    torch.nn.init.normal_(router.log_amplitudes)
+    positions = torch.randn(3, 5, 2, 11)
+    from splatflow.ops.routing import route
+
+    scores = torch.einsum("BTHP,HMP->BTHM", positions, router.centers) + router.log_amplitudes
+    torch.testing.assert_close(route(positions, router.splats, "mixture"), scores.softmax(-1))
+
+
+def test_a_linear_router_starts_as_the_splats_do():
+    layers = []
+    for kind in (LinearRouter, CONTESTANTS["splats"].build(Shell(), 5).__class__):
+        torch.manual_seed(0)
+        layers.append(kind(22, 2, 7))
+    hidden = torch.randn(3, 5, 22)
+    torch.testing.assert_close(*(layer(hidden)[0] for layer in layers), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_centers_do_not_learn():
+    layer = FrozenCenters(22, 2, 7)
+    layer(torch.randn(3, 5, 22))[0].sum().backward()
+    assert layer.centers.grad is layer.log_scales.grad is layer.log_amplitudes.grad is None
+    assert layer.projections.send_proj.weight.grad is not None

@@ -1,0 +1,49 @@
+"""A ledger survives being stopped at any byte."""
+
+import pytest
+from benchmarks.quality.contestants import Shell
+from benchmarks.quality.ledger import append, read_ledger
+from benchmarks.quality.probe import Run
+
+MEASURED = {"scores": {"mean accuracy": 0.5}, "seconds": 1.0}
+
+
+def run(seed, **options):
+    return Run("recall", "splats", 1632, rate=1e-2, seed=seed, steps=5, **options)
+
+
+def write(path, seed):
+    append(path, run(seed), MEASURED, command="python -m benchmarks.quality smoke", device="cpu")
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "deep" / "ledger.jsonl"
+    assert read_ledger(path) == {}
+    write(path, 1)
+    write(path, 2)
+    rows = read_ledger(path)
+    assert list(rows) == [run(1), run(2)]
+    assert rows[run(1)]["scores"] == MEASURED["scores"]
+    assert {"date", "machine", "commit", "versions", "command"} <= rows[run(1)].keys()
+    assert run(1, shell=Shell(output_gate=True)) not in rows
+
+
+def test_a_line_that_was_cut_off_is_lost_alone(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    write(path, 1)
+    whole = path.read_bytes()
+    write(path, 2)
+    for length in range(len(whole), len(path.read_bytes())):
+        cut = tmp_path / "cut.jsonl"
+        cut.write_bytes(path.read_bytes()[:length])
+        assert list(read_ledger(cut)) == [run(1)]
+    write(cut, 3)
+    assert list(read_ledger(cut)) == [run(1), run(3)]
+
+
+def test_another_line_is_reported_with_its_number(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    write(path, 1)
+    path.write_text(path.read_text() + '{"run": 3}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*ledger.jsonl"):
+        read_ledger(path)

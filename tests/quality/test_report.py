@@ -1,0 +1,75 @@
+"""The page says what the ledger holds, and a tier ends with a ledger."""
+
+import re
+
+import pytest
+from benchmarks.quality import __main__ as runner
+from benchmarks.quality import plan, report
+from benchmarks.quality.ledger import read_ledger
+from benchmarks.quality.plan import Experiment
+
+TINY = Experiment("short recall", ("splats", "window only"), state=1100, steps=2, seeds=(1, 2))
+
+
+@pytest.fixture
+def tiny_tier(monkeypatch):
+    monkeypatch.setitem(runner.TIERS, "smoke", (TINY,))
+    monkeypatch.setattr(plan, "FIRST_RATES", plan.FIRST_RATES[:2])
+
+
+def test_the_page_in_docs_is_made_of_the_ledger():
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(read_ledger(runner.LEDGER))
+
+
+def test_a_tier_fills_a_ledger_and_goes_on_where_it_stopped(tiny_tier, tmp_path, capsys):
+    options = runner.Options("smoke", ledger=tmp_path / "ledger.jsonl", workers=2, minutes=0)
+    assert runner.main(options) == 0
+    assert not options.ledger.exists()  # no time, no run
+    assert "not finished" in capsys.readouterr().out
+
+    options = runner.Options("smoke", ledger=options.ledger, workers=2)
+    assert runner.main(options) == 0
+    printed = capsys.readouterr().out
+    rows = read_ledger(options.ledger)
+    assert len(rows) >= 8
+    assert re.search(r"splats +0\.\d+ to 0\.\d+ on 2 fresh seeds", printed)
+
+    assert runner.main(options) == 0  # nothing left to do
+    assert read_ledger(options.ledger) == rows
+
+
+def test_the_table_shows_the_mean_of_the_fresh_seeds(tmp_path):
+    rates = dict.fromkeys(plan.FIRST_RATES, 0.5)
+    rows = {}
+    for mixer, scores in {"splats": (0.7, 0.8), "window only": (0.1, 0.2)}.items():
+        for rate, score in [*rates.items()]:
+            rows[TINY.run(mixer, rate, 0)] = measured(score)
+        for seed, score in zip(TINY.seeds, scores, strict=True):
+            rows[TINY.run(mixer, min(rates), seed)] = measured(score)
+    lines = report.table(TINY, rows).splitlines()
+    assert lines[2].startswith("| splats | 1,100 | 9 | 3 | 0.002 | **0.750 ± 0.635** |  | 0/2 | 0.750 |")
+    assert lines[3].startswith("| window only | 1,100 | 9 | 3 | 0.002 | **0.150 ± 0.635** | -0.600 ± 0.000 | 0/2 |")
+
+    del rows[TINY.run("splats", min(rates), 2)]
+    assert "| splats | not finished |" in report.table(TINY, rows)
+
+
+def measured(score):
+    return {
+        "scores": {"8 pairs": score, "mean accuracy": score},
+        "state_size": 1100,
+        "parameters": 9,
+        "step_operations": 3,
+    }
+
+
+def test_a_text_that_is_not_there_is_named(tmp_path, capsys):
+    path = tmp_path / "absent.txt"
+    assert runner.main(runner.Options("cpu", wikitext=(path, path))) == 2
+    assert "absent.txt" in capsys.readouterr().err
+
+
+def test_a_study_without_its_text_is_left_out_aloud(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(runner.TIERS, "cpu", (Experiment("needle", ("splats",), state=1100, steps=2),))
+    assert runner.main(runner.Options("cpu", ledger=tmp_path / "ledger.jsonl")) == 0
+    assert "needle is left out: it needs --novels TRAIN HELDOUT" in capsys.readouterr().out
