@@ -18,23 +18,20 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from splatflow.training.text import read_text
-
 from . import report
 from .ledger import append, read_ledger
 from .plan import Experiment, Rows, decided, fresh_rows, runs_to_make
-from .probe import Run, measure
-from .studies import STUDIES, Corpus
+from .studies import STUDIES
 from .tiers import TIERS
+from .worker import Paths, prepare, work
 
 LEDGER = Path(__file__).parents[1] / "results" / "quality.jsonl"
-Paths = tuple[Path, Path]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def run_all(experiments: list[Experiment], rows: Rows, paths: dict[str, Paths], 
     rows, running = dict(rows), {}
     with (
         ProcessPoolExecutor(
-            1 if device == "cuda" else options.workers, get_context("spawn"), initializer=_prepare, initargs=(paths,)
+            1 if device == "cuda" else options.workers, get_context("spawn"), initializer=prepare, initargs=(paths,)
         ) as pool,
         tqdm(unit="run", desc=options.what) as bar,
     ):
@@ -92,7 +89,7 @@ def run_all(experiments: list[Experiment], rows: Rows, paths: dict[str, Paths], 
             # no more than are worked on at once: a run that was not begun must not be waited for at the deadline
             for run in waiting[: options.workers - len(running)]:
                 if time.monotonic() < deadline:
-                    running[pool.submit(_measure, run, device)] = run
+                    running[pool.submit(work, run, device)] = run
             if not running:
                 return rows
             bar.total = bar.n + len(waiting) + len(running)
@@ -116,23 +113,6 @@ def summary(experiment: Experiment, rows: Rows) -> str:
         result = f"{min(scores):.3f} to {max(scores):.3f} on {len(scores)} fresh seeds" if scores else "not finished"
         lines.append(f"  {mixer:<24} {result}")
     return "\n".join(lines)
-
-
-_corpora: dict[str, Corpus] = {}  # of a worker, read once
-
-
-def _prepare(paths: dict[str, Paths]) -> None:
-    torch.set_num_threads(1)
-    _corpora.update({name: Corpus(*map(_read, pair)) for name, pair in paths.items()})
-
-
-def _read(path: Path) -> bytes:
-    return b"\n".join(read_text(str(path)))
-
-
-def _measure(run: Run, device: str) -> dict[str, Any]:
-    corpus = STUDIES[run.study].corpus
-    return measure(run, None if corpus is None else _corpora[corpus], device)
 
 
 if __name__ == "__main__":
