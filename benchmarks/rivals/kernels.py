@@ -61,9 +61,13 @@ KERNELS: dict[str, Operator] = {
 }
 
 
-@lru_cache
 def operator(name: str, device: torch.device) -> Operator:
     """The named operator for tensors on this device. Both forms have one signature."""
-    if device.type == "cuda" and find_spec("fla"):
+    if device.type == "cuda" and _has_peers():
         return KERNELS[name]
     return getattr(operators, name)
+
+
+@lru_cache
+def _has_peers() -> bool:
+    return find_spec("fla") is not None

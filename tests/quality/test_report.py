@@ -1,6 +1,8 @@
 """The page says what the ledger holds, and a tier ends with a ledger."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from benchmarks.quality import __main__ as runner
@@ -73,3 +75,13 @@ def test_a_study_without_its_text_is_left_out_aloud(monkeypatch, tmp_path, capsy
     monkeypatch.setitem(runner.TIERS, "cpu", (Experiment("needle", ("splats",), state=1100, steps=2),))
     assert runner.main(runner.Options("cpu", ledger=tmp_path / "ledger.jsonl")) == 0
     assert "needle is left out: it needs --novels TRAIN HELDOUT" in capsys.readouterr().out
+
+
+def test_the_command_begins_no_run_after_its_time(tmp_path):
+    """A process of its own: what the workers run has to be found by them too."""
+    ledger = tmp_path / "ledger.jsonl"
+    command = [sys.executable, "-m", "benchmarks.quality", "smoke", "--ledger", ledger, "--workers", "1"]
+    subprocess.run([*command, "--minutes", "0.01"], check=True, capture_output=True, cwd=report.PAGE.parents[1])
+    [(run, row)] = read_ledger(ledger).items()
+    assert run.mixer == "splats"
+    assert row["scores"]["mean accuracy"] > 0.03  # it has learnt something: chance is 1 in 32

@@ -32,9 +32,12 @@ def arguments(name, seed, length, decay, dtype):
         "gated_delta_rule": lambda: [log_decay(), normal().sigmoid()],
         "slot_attention": lambda: [normal(M).sigmoid(), log_decay(M)],
     }.get(name, list)()
+    queries = normal(P)
     if name == "gated_delta_rule":
         keys = F.normalize(keys, dim=-1)
-    return [part.to(dtype).requires_grad_() for part in (normal(P), keys, normal(D), *rest)]
+    if name == "based":  # as in a layer: features are squares
+        queries, keys = queries / P**0.25, keys / P**0.25
+    return [part.to(dtype).requires_grad_() for part in (queries, keys, normal(D), *rest)]
 
 
 def with_gradients(function, tensors, weights):

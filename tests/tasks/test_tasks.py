@@ -2,29 +2,31 @@
 
 import doctest
 import importlib
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splatflow.tasks import IGNORED, TASKS, copying, induction, selective_copying
+from splatflow.tasks import IGNORED, TASKS, TEXT_TASKS, copying, induction, selective_copying
 
-every_task = pytest.mark.parametrize("name", TASKS)
+EVERY_TASK = {**TASKS, **{name: partial(task, text=bytes(range(32, 96)) * 9) for name, task in TEXT_TASKS.items()}}
+every_task = pytest.mark.parametrize("name", EVERY_TASK)
 VOCABULARY = 31
 
 
 @every_task
 def test_a_seed_gives_one_batch_and_another_seed_another(name):
-    first, again, other = (TASKS[name](seed, batch_size=3, seq_len=64) for seed in (5, 5, 6))
+    first, again, other = (EVERY_TASK[name](seed, batch_size=3, seq_len=128) for seed in (5, 5, 6))
     inputs, labels = first
-    assert inputs.shape == labels.shape == (3, 64)
+    assert inputs.shape == labels.shape == (3, 128)
     assert inputs.dtype == labels.dtype == torch.int64
     assert all(map(torch.equal, first, again))
     assert not torch.equal(inputs, other[0])
 
 
-@every_task
+@pytest.mark.parametrize("name", TASKS)
 def test_every_sequence_asks_and_no_label_is_given_away(name):
     """A label is neither its own input nor outside the vocabulary."""
     inputs, labels = TASKS[name](0, batch_size=16, seq_len=64, vocab_size=64)
@@ -70,7 +72,7 @@ def test_what_cannot_be_is_refused(task, options, message):
         task(0, batch_size=1, **options)
 
 
-@pytest.mark.parametrize("module", ["recall", "copying", "induction"])
+@pytest.mark.parametrize("module", ["recall", "copying", "induction", "listops", "needle", "text"])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(importlib.import_module(f"splatflow.tasks.{module}"))
     assert results.attempted > 0
