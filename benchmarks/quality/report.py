@@ -115,7 +115,7 @@ def remarks(experiment: Experiment, rows: Rows) -> list[str]:
                     else "it has not overtaken it, so that **the table says nothing about long memory**."
                 )
             )
-    return said + [REMARKS[experiment.study]] * (experiment.study in REMARKS)
+    return said + ([REMARKS[experiment.study]] if experiment.study in REMARKS else [])
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
