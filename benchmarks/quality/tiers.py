@@ -16,7 +16,7 @@ WIDE = Shell(width=128)
 TIERS: dict[str, tuple[Experiment, ...]] = {
     # does the bench work, and does it tell apart what must differ? 3 minutes on 2 cores
     "smoke": (Experiment("short recall", ("splats", "window only", "softmax"), state=1100, steps=240),),
-    # everyone on recall, the leaders on text: 45 minutes on 2 cores
+    # everyone on recall, the leaders on text: about an hour on 2 cores
     "cpu": (
         Experiment("recall", EVERYONE, state=1620, steps=800),
         Experiment("wikitext bytes", LANGUAGE, state=2640, steps=400),
