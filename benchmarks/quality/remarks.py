@@ -38,9 +38,10 @@ a large part of every difference is how soon a mixer begins to learn at all.
   their means, so that a token hears itself only through them. The scatter over seeds (0.1 bits and more, where Mamba-2
   and the window have 0.01) says that they are still finding that way. But softmax attention is behind its own window
   alone, so this table is about early learning and says nothing about memory.
-- *The hybrid beside its own window*: no difference shown, and the mean is behind. It is the open problem of the project.
-- *Needle at eight times the length*: the mean is ahead of Raven's, no difference shown over three seeds, of which one of
-  Raven's is bad.
+- *The hybrid beside its own window*: no difference shown, and the mean is behind. This is the open problem of the
+  project.
+- *Needle at eight times the length*: the mean is ahead of Raven's, no difference shown over three seeds, of which
+  Raven learnt one badly.
 - *Gaussians beside a linear router*: no difference shown anywhere, as theory has it: on normalised positions they are
   one class of functions ([theory.md](theory.md), section 4). No claim is made for Gaussians as routers.
 """.strip(),
@@ -53,7 +54,7 @@ forgetting, and whose memory is known to hold more than this once they are over 
 """.strip(),
     "needle": """
 All learn from 128 bytes. A splat that keeps digits keeps them at any distance: without decay a mean does not know how
-long ago it was fed, while positions of softmax attention beyond those learnt from mean nothing to it. Digits are rare in
-novels, so there is hardly anything to confuse the needle with: this asks for keeping, not for telling apart.
+long ago it was fed, while positions of softmax attention beyond those learnt from mean nothing to it. Digits are rare
+in novels, so there is hardly anything to confuse the needle with: this asks for keeping, not for telling apart.
 """.strip(),
 }
