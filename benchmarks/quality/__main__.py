@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from . import report
 from .ledger import append, read_ledger
 from .plan import Experiment, Rows, decided, fresh_rows, runs_to_make
+from .probe import Run
 from .studies import STUDIES
 from .tiers import TIERS
 from .worker import Paths, prepare, work
@@ -51,14 +53,16 @@ class Options:
 
 
 def main(options: Options) -> int:
-    if options.what == "report":
-        report.write(read_ledger(options.ledger))
-        return 0
     paths = {name: given for name in ("wikitext", "novels") if (given := getattr(options, name)) is not None}
-    missing = [path for pair in paths.values() for path in pair if not path.exists()]
-    if missing:
-        print(f"no file or folder {', '.join(map(repr, map(str, missing)))}", file=sys.stderr)
+    try:
+        check(options, paths)
+        rows = read_ledger(options.ledger)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
+    if options.what == "report":
+        report.write(rows)
+        return 0
     experiments = []
     for experiment in TIERS[options.what]:
         corpus = STUDIES[experiment.study].corpus
@@ -66,41 +70,66 @@ def main(options: Options) -> int:
             experiments.append(experiment)
         else:
             print(f"{experiment.study} is left out: it needs --{corpus} TRAIN HELDOUT")
-    rows = run_all(experiments, read_ledger(options.ledger), paths, options)
+    rows, failed = run_all(experiments, rows, paths, options)
     for experiment in experiments:
         print(summary(experiment, rows))
-    return 0
+    for run, error in failed.items():
+        print(f"{run}: {error}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def run_all(experiments: list[Experiment], rows: Rows, paths: dict[str, Paths], options: Options) -> Rows:
-    """Makes what is missing, several at once, and writes each run into the ledger as soon as it is done."""
+def check(options: Options, paths: dict[str, Paths]) -> None:
+    """
+    Raises:
+        ValueError: a text is not there, or the options leave nobody to work.
+    """
+    missing = [path for pair in paths.values() for path in pair if not path.exists()]
+    if missing:
+        raise ValueError(f"no file or folder {', '.join(map(repr, map(str, missing)))}")
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: at least 1 is needed")
+
+
+def run_all(
+    experiments: list[Experiment], rows: Rows, paths: dict[str, Paths], options: Options
+) -> tuple[Rows, dict[Run, str]]:
+    """Makes what is missing, several at once, and writes each run into the ledger as soon as it is done.
+
+    Returns:
+        All rows, and the runs that failed with their errors. A failed run is tried again by the next call.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = 1 if device == "cuda" else options.workers
     deadline = time.monotonic() + 60 * options.minutes
     command = f"python -m benchmarks.quality {options.what}"
-    rows, running = dict(rows), {}
+    rows, failed, running = dict(rows), {}, {}
     with (
-        ProcessPoolExecutor(
-            1 if device == "cuda" else options.workers, get_context("spawn"), initializer=prepare, initargs=(paths,)
-        ) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=prepare, initargs=(paths,)) as pool,
         tqdm(unit="run", desc=options.what) as bar,
     ):
         while True:
-            waiting = [run for run in runs_to_make(experiments, rows) if run not in running.values()]
+            busy = {*running.values(), *failed}
+            waiting = [run for run in runs_to_make(experiments, rows) if run not in busy]
             # no more than are worked on at once: a run that was not begun must not be waited for at the deadline
-            for run in waiting[: options.workers - len(running)]:
+            for run in waiting[: workers - len(running)]:
                 if time.monotonic() < deadline:
                     running[pool.submit(work, run, device)] = run
             if not running:
-                return rows
+                return rows, failed
             bar.total = bar.n + len(waiting) + len(running)
             bar.refresh()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 run = running.pop(future)
-                rows[run] = append(options.ledger, run, future.result(), command=command, device=device)
-                decides = STUDIES[run.study].decides
-                result = rows[run]["scores"][decides]
-                bar.write(f"{run.study}, {run.mixer}, rate {run.rate:g}, seed {run.seed}: {decides} {result}")
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise SystemExit(f"a worker was killed, perhaps for memory, during {run}: try --workers 1")
+                if error is None:
+                    rows[run] = append(options.ledger, run, future.result(), command=command, device=device)
+                    result = rows[run]["scores"][STUDIES[run.study].decides]
+                else:
+                    result = failed[run] = f"failed, {type(error).__name__}: {error}"
+                bar.write(f"{run.study}, {run.mixer}, rate {run.rate:g}, seed {run.seed}: {result}")
                 bar.update()
 
 

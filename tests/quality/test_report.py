@@ -40,6 +40,31 @@ def test_a_tier_fills_a_ledger_and_goes_on_where_it_stopped(tiny_tier, tmp_path,
     assert read_ledger(options.ledger) == rows
 
 
+def test_a_run_that_fails_is_named_and_hinders_no_other(monkeypatch, tmp_path, capsys):
+    impossible = TINY._replace(state=3)  # less than the convolution alone
+    monkeypatch.setitem(runner.TIERS, "smoke", (impossible, TINY._replace(mixers=("splats",), seeds=(1,))))
+    monkeypatch.setattr(plan, "FIRST_RATES", plan.FIRST_RATES[:2])
+    options = runner.Options("smoke", ledger=tmp_path / "ledger.jsonl", workers=1)
+    assert runner.main(options) == 1
+    printed = capsys.readouterr()
+    assert "cannot remember 3 numbers" in printed.err
+    assert {run.state for run in read_ledger(options.ledger)} == {TINY.state}
+    assert "on 1 fresh seeds" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"workers": 0}, "--workers 0"), ({"ledger": "no row"}, "line 1 of")],
+)
+def test_a_bad_option_is_told_before_anything_runs(options, told, tmp_path, capsys):
+    if "ledger" in options:
+        path = tmp_path / "ledger.jsonl"
+        path.write_text(options["ledger"] + "\n")
+        options = {"ledger": path}
+    assert runner.main(runner.Options("smoke", **options)) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_the_table_shows_the_mean_of_the_fresh_seeds(tmp_path):
     rates = dict.fromkeys(plan.FIRST_RATES, 0.5)
     rows = {}
