@@ -33,7 +33,7 @@ from splatflow.diagnostics import write_record
 from . import operators
 
 B, H, P, D, M = 2, 3, 8, 16, 5
-LENGTHS = (1, 7, 64, 65, 130)
+LENGTHS = (1, 7, 32, 33, 130)
 TOLERANCE = 1e-5
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-CHUNK = 64
+CHUNK = 32
 LEAST = 1e-6  # added to normalisers
 
 
