@@ -70,9 +70,12 @@ def _rival(kind: type[Rival], shell: Shell, size: int) -> nn.Module:
 CONTESTANTS: dict[str, Contestant] = {
     "splats": Contestant(partial(_splats, SplatAttention)),
     "splats, decay": Contestant(partial(_splats, SplatAttention, decay="head")),
+    "splats, decay, skip": Contestant(partial(_splats, SplatAttention, decay="head", value_skip=True)),
     "window + splats": Contestant(_window_and_splats),
     "linear router": Contestant(partial(_splats, LinearRouter), control=True),
-    "linear router, decay": Contestant(partial(_splats, LinearRouter, decay="head"), control=True),
+    "linear router, decay, skip": Contestant(
+        partial(_splats, LinearRouter, decay="head", value_skip=True), control=True
+    ),
     "frozen centers": Contestant(partial(_splats, FrozenCenters), control=True),
     "window only": Contestant(_window, control=True),
     "softmax": Contestant(_softmax, sized=False, control=True),
@@ -100,9 +103,10 @@ def step_operations(mixer: nn.Module, seq_len: int) -> int:
     window = mixer.window_size
     if isinstance(mixer, SoftmaxAttention):
         return mixer.num_heads * 2 * head_dim * min(window or seq_len, seq_len)
-    # two routings, one write and one read of every splat
+    # two routings, and one write, one read and perhaps one decay of every splat
     _, num_splats, width = mixer.centers.shape
-    return mixer.num_heads * (2 * num_splats * (width + head_dim) + 2 * head_dim * window)
+    passes = 2 if mixer.decay is None else 3
+    return mixer.num_heads * (num_splats * (2 * width + passes * head_dim) + 2 * head_dim * window)
 
 
 @lru_cache

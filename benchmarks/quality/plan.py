@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from .contestants import SHELL, Shell
 from .probe import Run
-from .studies import STUDIES
+from .studies import STUDIES, SWEEP_SEED
 
-RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2)
-FIRST_RATES = (2e-3, 5e-3, 1e-2, 2e-2)  # tried for everyone; the rest if the best lies at an edge
-SWEEP_SEED = 0
+RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+FIRST_RATES = (5e-3, 1e-2, 2e-2, 4e-2)  # tried for everyone; the rest if the best lies at an edge
 NO_DIFFERENCE = 0.01  # in the score that decides; of rates this close on one seed the lowest is taken
 
 Rows = Mapping[Run, Mapping[str, Any]]
@@ -53,8 +52,8 @@ def swept(experiment: Experiment, mixer: str, rows: Rows) -> dict[float, float]:
 def rate_to_try(scores: Mapping[float, float]) -> float | None:
     """A rate that was not tried, next to the best one, if that one stands at an edge and is better than its neighbour.
 
-    >>> rate_to_try({2e-3: 0.1, 5e-3: 0.2, 1e-2: 0.3, 2e-2: 0.9})
-    0.04
+    >>> rate_to_try({5e-3: 0.1, 1e-2: 0.2, 2e-2: 0.3, 4e-2: 0.9})
+    0.08
     """
     tried = sorted(scores)
     edges = ((tried[0], tried[1], -1), (tried[-1], tried[-2], 1))

@@ -1,7 +1,8 @@
 """One run: a small model with one mixer learns a study at one rate from one seed, and is examined.
 
 Two pre-norm blocks of mixer and SwiGLU, embeddings and head tied. The SwiGLUs are as wide as it takes to give all
-contestants the same number of parameters.
+contestants the same number of parameters. Embeddings begin at RMS 1, weights at 1 / sqrt(fan-in), and logits are
+divided by sqrt(C), as in T5: of what was tried every contestant learns soonest so (`docs/log.md`).
 """
 
 # B sequence, T token, V vocabulary, C channel, L token with a label
@@ -58,8 +59,8 @@ class Probe(nn.Module):
         self.mlps = nn.ModuleList(SwiGLU(width, inner_width) for _ in range(run.num_layers))
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2 * run.num_layers + 1))
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for mixer in self.mixers:
             mixer.reset_parameters()
 
@@ -68,7 +69,7 @@ class Probe(nn.Module):
         for index, (mixer, mlp) in enumerate(zip(self.mixers, self.mlps, strict=True)):
             hidden = hidden + mixer(self.norms[2 * index](hidden))[0]
             hidden = hidden + mlp(self.norms[2 * index + 1](hidden))
-        return self.norms[-1](hidden[asked]) @ self.embedding.weight.T
+        return self.norms[-1](hidden[asked]) @ self.embedding.weight.T * self.embedding.embedding_dim**-0.5
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -16,7 +16,7 @@ from .plan import Experiment, Rows, decided, fresh_rows, swept
 from .studies import STUDIES
 from .tiers import TIERS
 
-OURS = ("splats", "splats, decay", "window + splats")
+OURS = ("splats", "splats, decay", "splats, decay, skip", "window + splats")
 RIVALS = tuple(name for name, row in CONTESTANTS.items() if row.sized and not row.control and name not in OURS)
 
 Figure = Callable[[Mapping[str, Any]], float]  # of a row of the ledger; more is better
@@ -109,7 +109,7 @@ def all_standings(rows: Rows) -> list[Standing]:
             aims.append((f"{STUDIES[experiment.study].decides}, {name}", OURS, RIVALS, score))
         if not STUDIES[experiment.study].higher_is_better:
             aims.append((f"hybrid beside its window, {name}", ("window + splats",), ("window only",), score))
-        for gaussian, router in (("splats", "linear router"), ("splats, decay", "linear router, decay")):
+        for gaussian, router in (("splats", "linear router"), ("splats, decay, skip", "linear router, decay, skip")):
             aims.append((f"{gaussian} beside a {router}, {name}", (gaussian,), (router,), score))
         found += [standing(aim, experiment, ours, theirs, rows, figure) for aim, ours, theirs, figure in aims]
     return [one for one in found if one is not None]

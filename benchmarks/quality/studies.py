@@ -25,7 +25,8 @@ Scores = dict[str, float]
 
 EXAMINED = 900_000  # examination batches are numbered from here, training batches from 0
 EXAM_TOKENS = 65_536  # of each exam
-HELDOUT_BYTES = 262_144  # on which a language model is examined
+SWEEP_SEED = 0  # on which rates are chosen
+HELDOUT_BYTES = 262_144  # on which a language model is examined, after as many on which its rate is chosen
 MEAN, BITS = "mean accuracy", "bits per byte"
 
 
@@ -86,12 +87,14 @@ def accuracies(model: nn.Module, seed: int, corpus: Corpus | None, *, exams: Map
 def bits_per_byte(model: nn.Module, seed: int, corpus: Corpus | None, *, seq_len: int) -> Scores:
     """Bits on held-out bytes: of all, of those whose 4-gram stood in the window before and of the rest, by position.
 
-    Every contestant and every seed is examined on the same bytes.
+    Every contestant and every seed is examined on the same bytes; rates are chosen on others.
     """
     assert corpus is not None
+    first = 0 if seed == SWEEP_SEED else HELDOUT_BYTES
+    heldout = corpus.heldout[first : first + HELDOUT_BYTES]
     device = next(model.parameters()).device
     bits, seen = [], []
-    for inputs, labels in consecutive_bytes(corpus.heldout[:HELDOUT_BYTES], batch_size=16, seq_len=seq_len):
+    for inputs, labels in consecutive_bytes(heldout, batch_size=16, seq_len=seq_len):
         everywhere = torch.ones_like(inputs, dtype=torch.bool).to(device)
         nats = F.cross_entropy(model(inputs.to(device), everywhere), labels.flatten().to(device), reduction="none")
         bits.append(nats.cpu().view_as(inputs).double() / math.log(2))

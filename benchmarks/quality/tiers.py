@@ -5,31 +5,34 @@ from __future__ import annotations
 from .contestants import CONTESTANTS, Shell
 from .plan import Experiment
 
-EVERYONE = tuple(name for name in CONTESTANTS if name != "linear router, decay")
+EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name)
 # the strongest of those whose state does not grow, and what they have to be seen beside
-LEADERS = ("splats", "linear router", "gated delta net", "Mamba-2", "Gated Slot Attention", "Raven")
+STRONGEST = ("gated delta net", "Mamba-2", "GLA", "Gated Slot Attention", "Raven")
 CONTROLS = ("window only", "softmax")
-LANGUAGE = ("splats, decay", "linear router, decay", "window + splats", *LEADERS[2:], *CONTROLS)
-NEEDLE = (*LEADERS, *CONTROLS)
+LEADERS = ("splats", "linear router", *STRONGEST, "Based")
+NEEDLE = ("splats", "linear router", *STRONGEST, *CONTROLS)
+LANGUAGE = (
+    *("splats, decay", "splats, decay, skip", "linear router, decay, skip", "window + splats"), *STRONGEST, *CONTROLS
+)  # fmt: skip
 WIDE = Shell(width=128)
 
 TIERS: dict[str, tuple[Experiment, ...]] = {
     # does the bench work, and does it tell apart what must differ? 3 minutes on 2 cores
     "smoke": (Experiment("short recall", ("splats", "window only", "softmax"), state=1100, steps=240),),
-    # everyone on recall, the leaders on text: about an hour on 2 cores
+    # everyone on recall, the leaders on text: 45 minutes on 2 cores
     "cpu": (
-        Experiment("recall", EVERYONE, state=1620, steps=800),
+        Experiment("recall", EVERYONE, state=1620, steps=500),
         Experiment("wikitext bytes", LANGUAGE, state=2640, steps=400),
-        Experiment("needle", NEEDLE, state=2640, steps=600),
+        Experiment("needle", NEEDLE, state=2640, steps=400),
     ),
     # the leaders with three times the tokens, with less and with more to remember in, and on other tasks
     "more": (
-        Experiment("recall", LEADERS, state=1620, steps=2400),
-        Experiment("recall", LEADERS, state=1100, steps=800),
-        Experiment("recall", LEADERS, state=2640, steps=800),
-        Experiment("recall", LEADERS, state=4640, steps=800),
-        Experiment("rebound recall", LEADERS, state=1620, steps=800),
-        Experiment("selective copying", LEADERS, state=1620, steps=800),
+        Experiment("recall", LEADERS, state=1620, steps=1500),
+        Experiment("recall", LEADERS[:-1], state=1100, steps=500),  # Based has no size near it
+        Experiment("recall", LEADERS, state=2640, steps=500),
+        Experiment("recall", LEADERS, state=4640, steps=500),
+        Experiment("rebound recall", LEADERS, state=1620, steps=500),
+        Experiment("selective copying", LEADERS, state=1620, steps=500),
     ),
     # the same questions with models of twice the width and eight to sixty times the tokens, in pieces of 9 minutes
     "gpu": (

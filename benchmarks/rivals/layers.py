@@ -2,8 +2,9 @@
 
     projections -> short convolution -> the rival's own mixing -> head norm, output gate, projection
 
-Where flash-linear-attention's layer of the same name draws the first strengths of forgetting at random, here they are
-spread evenly over the same range: with two heads a draw leaves it to luck whether anything is remembered at all.
+Departures from flash-linear-attention's layers of the same names: time steps begin evenly spread over their range, and
+all at speed 1, where a draw from up to 16 would leave it to luck whether either of two heads remembers anything;
+ABC has no rotary positions, and Mamba-2's convolution no bias; the norm of what was heard is one of each head.
 """
 
 # B batch, T token, H head, P key width, D value width, M slot, C hidden size
@@ -11,6 +12,7 @@ spread evenly over the same range: with two heads a draw leaves it to luck wheth
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,6 +96,10 @@ class Rival(nn.Module):
     def operator(self, name: str, *tensors: Tensor) -> Float[Tensor, "B T H D"]:
         return operator(name, tensors[0].device)(*tensors)
 
+    def activated(self, *projected: Tensor) -> Iterable[Tensor]:
+        """SiLU after the convolution, for the rivals that have one only there."""
+        return projected if self.convolution is None else map(F.silu, projected)
+
     def per_head(self, projected: Float[Tensor, "B T X"]) -> Float[Tensor, "B T H x"]:
         return projected.unflatten(-1, (self.num_heads, -1))
 
@@ -164,6 +170,7 @@ class GatedLinearAttention(Rival):
         nn.init.zeros_(self.decay_proj[1].bias)
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, hidden_states: Tensor) -> Tensor:
+        queries, keys, values = self.activated(queries, keys, values)
         log_decay = self.per_head(F.logsigmoid(self.decay_proj(hidden_states)) / self.NORMALISER)
         return self.operator("gated_linear_attention", queries * self.scale, keys, values, log_decay)
 
@@ -242,6 +249,7 @@ class ABC(Rival):
         self.slot_proj = nn.Linear(self.hidden_size, self.num_heads * self.size, bias=False)
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, hidden_states: Tensor) -> Tensor:
+        queries, keys, values = self.activated(queries, keys, values)
         logits = self.per_head(self.slot_proj(hidden_states)).clamp(-self.LARGEST, self.LARGEST)
         running = logits.logcumsumexp(1)
         log_decay = torch.cat([running[:, :1], running[:, :-1]], 1) - running
@@ -261,7 +269,8 @@ class GatedSlotAttention(Rival):
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, hidden_states: Tensor) -> Tensor:
         log_decay = F.logsigmoid(self.per_head(self.slot_proj(hidden_states))) / self.NORMALISER
         write = -torch.expm1(log_decay)
-        return self.operator("slot_attention", F.silu(queries), F.silu(keys), F.silu(values), write, log_decay)
+        queries, keys, values = map(F.silu, (queries, keys, values))
+        return F.silu(self.operator("slot_attention", queries, keys, values, write, log_decay))
 
 
 class Raven(TimeStep):
@@ -292,7 +301,8 @@ class Raven(TimeStep):
         queries, keys = self.query_norm(F.silu(queries)), self.key_norm(F.silu(keys))
         _, log_decay = self.step(hidden_states)
         log_decay = log_decay[..., None] * self.route(hidden_states)
-        return self.operator("slot_attention", queries, keys, F.silu(values), -torch.expm1(log_decay), log_decay)
+        write = -torch.expm1(log_decay)
+        return F.silu(self.operator("slot_attention", queries, keys, F.silu(values), write, log_decay))
 
 
 RIVALS: dict[str, type[Rival]] = {

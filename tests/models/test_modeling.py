@@ -162,7 +162,7 @@ def test_gradient_checkpointing_changes_no_gradient(mixer, use_reentrant):
 
 @every_mixer
 def test_saved_and_loaded_models_are_equal(mixer, tmp_path):
-    model = tiny_model(mixer, window_size=5, head_norm=True, output_gate=True)
+    model = tiny_model(mixer, window_size=5, head_norm=True, output_gate=True, value_skip=True)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
     tokens = random_tokens(2, SEQ_LEN)

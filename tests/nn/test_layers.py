@@ -36,6 +36,7 @@ LAYERS = {
         "everything per splat": {"decay": "splat", **EVERYTHING},
         "tied gaussian": {"tied_positions": True, "routing": "gaussian", "window_size": 1},
         "wide positions": {"position_dim": 18, "write_gate": True},
+        "value skip": {"value_skip": True, "decay": "head", "window_size": WINDOW, **EXTRAS},
     }.items()
 }
 SPLAT_LAYERS = {name: make for name, make in LAYERS.items() if make.func is SplatAttention}
@@ -187,7 +188,12 @@ def test_silence_leaves_no_trace(make):
     before, _ = layer(tokens)
     with silence(layer, *(("splats", "window") if layer.window_size else ("splats",))):
         silent, _ = layer(tokens)
-    assert not silent.any()
+    # all that is left is a token's own value, times the strength of the skip
+    skipped = torch.zeros(B, T, H, C // H, dtype=tokens.dtype)
+    if layer.value_skip is not None:
+        skipped = layer.projections(tokens)[2] * layer.value_skip[:, None]
+    assert torch.equal(silent, layer.output(skipped, tokens))
+    assert silent.any() == (layer.value_skip is not None)
     assert torch.equal(layer(tokens)[0], before)
 
 

@@ -190,7 +190,9 @@ def test_the_softmax_twin_sees_the_same_windows(whole, tmp_path, monkeypatch):
 
 
 def test_weights_decay_in_matrices_and_embeddings_alone():
-    model = build_model(replace(MODEL, window_size=4, head_norm=True, write_gate=True), byte_tokenizer())
+    model = build_model(
+        replace(MODEL, window_size=4, head_norm=True, write_gate=True, value_skip=True), byte_tokenizer()
+    )
     decaying = set(SplatFlowTrainer.get_decay_parameter_names(None, model))
     parameters = dict(model.named_parameters())
     assert "model.embed_tokens.weight" in decaying
@@ -200,7 +202,7 @@ def test_weights_decay_in_matrices_and_embeddings_alone():
     assert spared == {
         "mixer_norm.weight", "mlp_norm.weight", "model.norm.weight", "mixer.output.norm.weight",
         "mixer.centers", "mixer.log_scales", "mixer.log_amplitudes", "mixer.prior_log_mass", "mixer.prior_content",
-        "mixer.window_log_scale", "mixer.projections.convolution.weight",
+        "mixer.window_log_scale", "mixer.value_skip", "mixer.projections.convolution.weight",
         "mixer.decay_proj.bias", "mixer.write_gate_proj.bias", "mixer.memory_gate_proj.bias",
     }  # fmt: skip
 

@@ -50,6 +50,7 @@ class SplatFlowConfig(PreTrainedConfig):
     conv_size: int = 4
     head_norm: bool = False
     output_gate: bool = False
+    value_skip: bool = False
     position_dim: int | None = None
     tied_positions: bool = False
     norm_eps: float = 1e-6

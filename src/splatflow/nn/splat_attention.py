@@ -68,6 +68,7 @@ class SplatAttention(nn.Module):
         conv_size: tokens under a short causal convolution of positions and values; 0 for none.
         head_norm: RMS norm of what each head heard.
         output_gate: multiply what was heard by silu of a projection of the token.
+        value_skip: add the token's own value to what was heard, times a learned factor a head.
 
     Source: `docs/mathematics.md`, sections 1 and 3.
 
@@ -95,6 +96,7 @@ class SplatAttention(nn.Module):
         conv_size: int = 0,
         head_norm: bool = False,
         output_gate: bool = False,
+        value_skip: bool = False,
     ) -> None:
         super().__init__()
         require_heads(hidden_size, num_heads=num_heads)
@@ -126,6 +128,7 @@ class SplatAttention(nn.Module):
         self.write_gate_proj = nn.Linear(hidden_size, num_heads * num_splats) if write_gate else None
         self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
         self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
+        self.value_skip = nn.Parameter(torch.empty(num_heads)) if value_skip else None
         self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
         self.reset_parameters()
 
@@ -151,6 +154,8 @@ class SplatAttention(nn.Module):
             nn.init.zeros_(self.memory_gate_proj.bias)
         if self.window_log_scale is not None:
             self.window_log_scale.zero_()
+        if self.value_skip is not None:
+            self.value_skip.fill_(1.0)
 
     @property
     def splats(self) -> Splats:
@@ -203,6 +208,8 @@ class SplatAttention(nn.Module):
             state=state.splats,
         )
         heard = self._combine(near, far, hidden_states)
+        if self.value_skip is not None:
+            heard = heard + values * self.value_skip[:, None]
         return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution)
 
     def _shapes_of_state(self, batch: int) -> SplatAttentionState:

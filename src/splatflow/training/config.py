@@ -68,6 +68,8 @@ class ModelConfig:
     """Normalise what each head heard."""
     output_gate: bool = False
     """Multiply what was heard by a gate made of the token."""
+    value_skip: bool = False
+    """Add a token's own value to what it heard."""
     intermediate_size: int | None = None
     """Width of the MLP; None is 8/3 of hidden_size, rounded up to a multiple of 16."""
 

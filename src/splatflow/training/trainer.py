@@ -159,6 +159,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Spla
             conv_size=config.conv_size,
             head_norm=config.head_norm,
             output_gate=config.output_gate,
+            value_skip=config.value_skip,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
