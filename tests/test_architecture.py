@@ -19,12 +19,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "splatflow"
 # room -> the other rooms it may import
 LAW = {
     "__init__": {"ops", "nn", "models"},
+    "requirements": set(),
     "ops": set(),
-    "nn": {"ops"},
-    "models": {"ops", "nn"},
-    "tasks": set(),
-    "diagnostics": {"ops", "nn"},
-    "training": {"ops", "nn", "models", "tasks", "diagnostics"},
+    "nn": {"requirements", "ops"},
+    "models": {"requirements", "ops", "nn"},
+    "tasks": {"requirements"},
+    "diagnostics": {"requirements", "ops", "nn"},
+    "training": {"requirements", "ops", "nn", "models", "tasks", "diagnostics"},
     "__main__": {"cli"},
     "cli": {"__init__", "ops", "nn", "models", "tasks", "diagnostics", "training"},
 }

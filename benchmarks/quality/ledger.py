@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import platform
 from dataclasses import asdict
@@ -18,25 +20,45 @@ from .probe import Run
 
 Row = dict[str, Any]
 
+MEASURED = ("scores", "size", "state_size", "step_operations", "parameters", "seconds")
+CIRCUMSTANCES = ("date", "machine", "versions", "commit", "command")
+BEGINNING = b'{"run": {'  # of every line
+
 
 def read_ledger(path: Path) -> dict[Run, Row]:
     """Finished runs. A last line that was cut off, as by a kill, does not count.
 
     Raises:
-        ValueError: another line is no row.
+        ValueError: another line is no row, or the path is no file.
     """
     rows: dict[Run, Row] = {}
     if not path.exists():
         return rows
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    if not path.is_file():
+        raise ValueError(f"the ledger '{path}' is not a file")
+    whole, _, last = path.read_bytes().rpartition(b"\n")
+    if last and not last.startswith(BEGINNING[: len(last)]):
+        raise ValueError(f"the last line of '{path}' is not a row of the ledger: it begins with {last[:20]!r}")
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
             run = Run(**{**row["run"], "shell": Shell(**row["run"]["shell"])})
+            missing = [name for name in (*MEASURED, *CIRCUMSTANCES) if name not in row]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number} of '{path}' is not a row of the ledger: {error}") from error
         rows[run] = row
     return rows
+
+
+def versions() -> str:
+    """Of what a figure may depend on; flash-linear-attention is there on some machines only."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("triton", "flash-linear-attention"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def append(path: Path, run: Run, measured: dict[str, Any], *, command: str, device: str) -> Row:
@@ -45,8 +67,8 @@ def append(path: Path, run: Run, measured: dict[str, Any], *, command: str, devi
         "run": {**asdict(run), "shell": run.shell._asdict()},
         **measured,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine() if device == "cpu" else torch.cuda.get_device_name(device),
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        "machine": machine() if device == "cpu" else {**machine(), "gpu": torch.cuda.get_device_name(device)},
+        "versions": versions(),
         "commit": commit(),
         "command": command,
     }

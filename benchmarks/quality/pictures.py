@@ -56,6 +56,9 @@ def recall_against(experiments: list[Experiment], rows: Rows, field: str, unit: 
 def loss_by_position(experiment: Experiment, rows: Rows) -> str:
     """Bits per byte less those of the window alone, by the place of the byte in its sequence."""
     finished = {mixer: runs for mixer in experiment.mixers if (runs := fresh_rows(experiment, mixer, rows))}
+    finished = {
+        mixer: runs for mixer, runs in finished.items() if not any(None in row["scores"].values() for row in runs)
+    }
     if "window only" not in finished or len(finished) < 2:
         return ""
     places = [name for name in finished["window only"][0]["scores"] if name.startswith("bytes ")]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from .intervals import Interval, interval, paired
 from .pictures import PICTURES, draw
-from .plan import Experiment, Rows, chosen_rate, decided, fresh_rows, swept
+from .plan import RATES, Experiment, Rows, chosen_rate, decided, fresh_rows, swept
 from .remarks import HOW_TO_READ, REMARKS
 from .standings import all_standings, has_overtaken
 from .studies import STUDIES
@@ -29,7 +31,7 @@ def write(rows: Rows) -> None:
 
 def page(rows: Rows) -> str:
     """The whole page, as Markdown."""
-    machines = sorted({f"{row['machine']} ({row['versions']})" for row in rows.values()})
+    machines = sorted({f"{machine_of(row)} ({row['versions']})" for row in rows.values()})
     commits = sorted({row["commit"] for row in rows.values()})
     seconds = sum(row["seconds"] for row in rows.values())
     counted = f"{len(rows)} runs, {seconds / 3600:.1f} hours of one core or GPU, on {'; '.join(machines)}"
@@ -38,8 +40,12 @@ def page(rows: Rows) -> str:
     for tier, experiments in TIERS.items():
         for experiment in experiments:
             if any(fresh_rows(experiment, mixer, rows) for mixer in experiment.mixers):
-                parts += [heading(tier, experiment), table(experiment, rows), *remarks(experiment, rows)]
+                parts += [heading(tier, experiment), table(experiment, rows), *remarks(tier, experiment, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def machine_of(row: Mapping[str, Any]) -> str:
+    return row["machine"].get("gpu", row["machine"]["cpu"])
 
 
 def standings_table(rows: Rows) -> str:
@@ -88,11 +94,11 @@ def table(experiment: Experiment, rows: Rows) -> str:
                 f"{runs[0]['state_size']:,}",
                 f"{runs[0]['parameters']:,}",
                 f"{runs[0]['step_operations']:,}",
-                f"{chosen_rate(swept(experiment, mixer, rows)):g}",
+                rate_of(experiment, mixer, rows),
                 f"**{_of(shown)}**",
                 against,
                 *solved,
-                *(f"{sum(row['scores'][name] for row in runs) / len(runs):.3f}" for name in others),
+                *(mean_of(row["scores"][name] for row in runs) for name in others),
             ]
         )
     lines += [[mixer, *["not finished"], *[""] * (len(lines[0]) - 2)] for mixer, runs in finished.items() if not runs]
@@ -100,7 +106,19 @@ def table(experiment: Experiment, rows: Rows) -> str:
     return markdown([*header, *(["solved"] if study.higher_is_better else []), *others], lines)
 
 
-def remarks(experiment: Experiment, rows: Rows) -> list[str]:
+def rate_of(experiment: Experiment, mixer: str, rows: Rows) -> str:
+    """The rate that was chosen, marked if it is the first or the last of all: beyond it none was tried."""
+    rate = chosen_rate(swept(experiment, mixer, rows))
+    return f"{rate:g}" + ("*" if rate in (RATES[0], RATES[-1]) else "")
+
+
+def mean_of(scores: Iterable[float | None]) -> str:
+    """The mean over seeds; of training that diverged there is none."""
+    known = [*scores]
+    return "diverged" if None in known else f"{fmean(known):.3f}"
+
+
+def remarks(tier: str, experiment: Experiment, rows: Rows) -> list[str]:
     """What has to be known before the table is believed, and what it is thought to mean."""
     said = []
     if STUDIES[experiment.study].corpus and not STUDIES[experiment.study].higher_is_better:
@@ -108,14 +126,15 @@ def remarks(experiment: Experiment, rows: Rows) -> list[str]:
         if overtaken is not None:
             counts = overtaken.mean > 0 and overtaken.excludes_zero()
             said.append(
-                f"Softmax attention is better than the window alone by {_of(overtaken, signed=True)} bits: "
+                f"Bits of the window alone, less those of softmax attention: {_of(overtaken, signed=True)}. "
                 + (
-                    "it has overtaken it, so that the table counts."
+                    "Softmax attention has overtaken the window, so that the table counts."
                     if counts
-                    else "it has not overtaken it, so that **the table says nothing about long memory**."
+                    else "Softmax attention has not overtaken the window, so that **the table says nothing about long "
+                    "memory**."
                 )
             )
-    return said + ([REMARKS[experiment.study]] if experiment.study in REMARKS else [])
+    return said + ([REMARKS[tier, experiment.study]] if (tier, experiment.study) in REMARKS else [])
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

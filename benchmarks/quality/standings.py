@@ -48,7 +48,8 @@ def pairs_at(row: Mapping[str, Any], share: float = 0.9) -> float:
         >>> pairs_at({"scores": {"4 pairs": 1.0, "8 pairs": 0.95, "16 pairs": 0.85, "mean accuracy": 0.9}})
         11.313708498984756
     """
-    points = sorted((int(name.split()[0]), value) for name, value in row["scores"].items() if name.endswith(" pairs"))
+    scores = {name: value or 0.0 for name, value in row["scores"].items()}  # training that diverged recalls nothing
+    points = sorted((int(name.split()[0]), value) for name, value in scores.items() if name.endswith(" pairs"))
     if points[0][1] < share:
         return 0.0
     for (few, above), (many, below) in pairwise(points):
@@ -90,7 +91,7 @@ def pairs_per_operation(row: Mapping[str, Any]) -> float:
 
 def farthest_needle(row: Mapping[str, Any]) -> float:
     """Share of the digits found at eight times the length that was learnt from."""
-    return row["scores"]["1024 tokens"]
+    return row["scores"]["1024 tokens"] or 0.0
 
 
 def all_standings(rows: Rows) -> list[Standing]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from splatflow.nn.blocks import HeadOutput, ShortConvolution
-from splatflow.nn.requirements import require_heads, require_integers
+from splatflow.requirements import require_heads, require_integers
 
 from .kernels import operator
 

@@ -1,11 +1,20 @@
 """A ledger survives being stopped at any byte."""
 
+import json
+
 import pytest
 from benchmarks.quality.contestants import Shell
 from benchmarks.quality.ledger import append, read_ledger
 from benchmarks.quality.probe import Run
 
-MEASURED = {"scores": {"mean accuracy": 0.5}, "seconds": 1.0}
+MEASURED = {
+    "scores": {"mean accuracy": 0.5},
+    "size": 16,
+    "state_size": 1632,
+    "step_operations": 4096,
+    "parameters": 84032,
+    "seconds": 1.0,
+}
 
 
 def run(seed, **options):
@@ -47,3 +56,23 @@ def test_another_line_is_reported_with_its_number(tmp_path):
     path.write_text(path.read_text() + '{"run": 3}\n')
     with pytest.raises(ValueError, match=r"line 2 of .*ledger.jsonl"):
         read_ledger(path)
+
+
+@pytest.mark.parametrize("lost", ["scores", "parameters", "machine", "commit"])
+def test_a_row_that_lacks_something_is_reported(lost, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    write(path, 1)
+    row = json.loads(path.read_text())
+    del row[lost]
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=f"line 1 of .*ledger.jsonl.* lacks {lost}"):
+        read_ledger(path)
+
+
+def test_what_is_no_ledger_is_left_alone(tmp_path):
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear reader")  # without an end of line: to append to it would take it away
+    with pytest.raises(ValueError, match="last line of .*letter.txt.* begins with b'Dear reader'"):
+        read_ledger(letter)
+    with pytest.raises(ValueError, match="is not a file"):
+        read_ledger(tmp_path)

@@ -42,7 +42,7 @@ def test_what_the_ledger_holds_is_not_run_again():
 
 @pytest.mark.parametrize(
     ("best", "tried"),
-    [(4e-2, {2e-2, 4e-2}), (5e-4, {1e-3, 5e-4}), (5e-3, {5e-3})],
+    [(8e-2, {4e-2, 8e-2}), (5e-4, {2e-3, 1e-3, 5e-4}), (1e-2, {1e-2})],
 )
 def test_a_best_rate_at_the_edge_makes_the_sweep_go_on(best, tried):
     rows, _ = work_through(EXPERIMENT, lambda run: 1 - abs(RATES.index(run.rate) - RATES.index(best)) / 10)

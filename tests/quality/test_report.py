@@ -74,8 +74,8 @@ def test_the_table_shows_the_mean_of_the_fresh_seeds(tmp_path):
         for seed, score in zip(TINY.seeds, scores, strict=True):
             rows[TINY.run(mixer, min(rates), seed)] = measured(score)
     lines = report.table(TINY, rows).splitlines()
-    assert lines[2].startswith("| splats | 1,100 | 9 | 3 | 0.002 | **0.750 ± 0.635** |  | 0/2 | 0.750 |")
-    assert lines[3].startswith("| window only | 1,100 | 9 | 3 | 0.002 | **0.150 ± 0.635** | -0.600 ± 0.000 | 0/2 |")
+    assert lines[2].startswith("| splats | 1,100 | 9 | 3 | 0.005 | **0.750 ± 0.635** |  | 0/2 | 0.750 |")
+    assert lines[3].startswith("| window only | 1,100 | 9 | 3 | 0.005 | **0.150 ± 0.635** | -0.600 ± 0.000 | 0/2 |")
 
     del rows[TINY.run("splats", min(rates), 2)]
     assert "| splats | not finished |" in report.table(TINY, rows)

@@ -70,7 +70,7 @@ def test_depth_and_all_operators_are_used():
     ("options", "message"),
     [
         ({"max_depth": 0}, "max_depth is 0"),
-        ({"max_args": 1}, "max_args 1"),
+        ({"max_args": 1}, "max_args is 1"),
         ({"min_len": 65}, "min_len is 65, expected 1 to seq_len, which is 64"),
         ({"vocab_size": 15}, "vocab_size is 15, expected at least 16"),
         (

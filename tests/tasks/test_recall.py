@@ -70,7 +70,9 @@ def test_the_same_seed_gives_the_same_batch():
         ({"vocab_size": 16}, "vocab_size 16 has 7 keys.*8"),
         ({"vocab_size": 20, "num_rebound": 8}, "vocab_size 20 has 10 values.*8.*8"),
         ({"num_pairs": 0}, "num_pairs is 0"),
-        ({"num_noise": -1}, "num_noise -1"),
+        ({"num_noise": -1}, "num_noise is -1"),
+        ({"power": float("nan")}, "power is nan, expected 0 to 4"),
+        ({"power": 400}, "power is 400"),
         ({"num_rebound": 9}, "num_rebound is 9.*8"),
     ],
 )

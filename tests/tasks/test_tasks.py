@@ -72,6 +72,27 @@ def test_what_cannot_be_is_refused(task, options, message):
         task(0, batch_size=1, **options)
 
 
+@every_task
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size is 0, expected at least 1"),
+        ({"batch_size": 2.0}, TypeError, "batch_size is 2.0, expected an integer"),
+        ({"seq_len": -2}, ValueError, "seq_len is -2, expected at least"),
+        ({"seq_len": 64.0}, TypeError, "seq_len is 64.0, expected an integer"),
+    ],
+)
+def test_a_batch_has_a_size(name, options, error, message):
+    with pytest.raises(error, match=message):
+        EVERY_TASK[name](0, **{"batch_size": 1, "seq_len": 128, **options})
+
+
+@pytest.mark.parametrize("name", TEXT_TASKS)
+def test_a_text_is_bytes(name):
+    with pytest.raises(TypeError, match="text is of type str, expected bytes"):
+        TEXT_TASKS[name](0, text="a" * 999, batch_size=1, seq_len=128)
+
+
 @pytest.mark.parametrize("module", ["recall", "copying", "induction", "listops", "needle", "text"])
 def test_examples_in_docstrings(module):
     results = doctest.testmod(importlib.import_module(f"splatflow.tasks.{module}"))

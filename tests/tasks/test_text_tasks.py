@@ -39,12 +39,18 @@ def test_every_byte_is_a_label_once(length, seq_len, batch_size):
     assert length - 1 - len(labels) < seq_len  # what is left out is too short for a sequence
 
 
-@given(tokens=st.lists(st.sampled_from([0, 1, 255]), min_size=2, max_size=60), length=st.integers(2, 5))
+@given(tokens=st.lists(st.sampled_from([0, 1, 255]), min_size=2, max_size=60), length=st.integers(1, 7))
 def test_seen_before_is_what_a_search_finds(tokens, length):
     inputs, labels = torch.tensor([tokens[:-1]]), torch.tensor([tokens[1:]])
     strings = [tuple(tokens[end - length + 1 : end + 1]) for end in range(length - 1, len(tokens))]
-    wanted = [False] * (length - 2) + [string in strings[:place] for place, string in enumerate(strings)]
-    assert seen_before(inputs, labels, length)[0].tolist() == wanted[: len(tokens) - 1]
+    wanted = [False] * max(0, length - 2) + [string in strings[:place] for place, string in enumerate(strings)]
+    assert seen_before(inputs, labels, length)[0].tolist() == wanted[length == 1 :][: len(tokens) - 1]
+
+
+@pytest.mark.parametrize("length", [0, 8])
+def test_strings_of_no_length_or_more_than_an_integer_holds_are_refused(length):
+    with pytest.raises(ValueError, match=f"length is {length}, expected at"):
+        seen_before(torch.zeros(1, 9), torch.zeros(1, 9), length)
 
 
 def test_sequences_of_a_batch_do_not_see_each_other():

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from splatflow.nn.requirements import require_at_least
 from splatflow.ops import Splats, splat_attention
+from splatflow.requirements import require_at_least
 
 from .measure import machine, peak_memory, time_calls
 from .records import write_record

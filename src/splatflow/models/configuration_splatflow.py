@@ -8,9 +8,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from splatflow.nn import MIXERS
-from splatflow.nn.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 from splatflow.nn.splat_attention import GRAINS
 from splatflow.ops import ROUTINGS
+from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 
 
 @strict

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .requirements import require_one_of
+from splatflow.requirements import require_one_of
+
 from .splat_attention import SplatAttention
 
 MEMORIES = ("splats", "window")

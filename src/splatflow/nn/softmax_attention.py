@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from splatflow.ops.window import rotate, window_attention
+from splatflow.requirements import require_even_positions, require_heads, require_integers
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
-from .requirements import require_even_positions, require_heads, require_integers
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -15,9 +15,9 @@ from torch import nn
 from splatflow.ops import ROUTINGS, Splats, SplatState, splat_attention
 from splatflow.ops.splats import inner_dtype
 from splatflow.ops.window import window_attention
+from splatflow.requirements import require_even_positions, require_heads, require_integers, require_one_of
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
-from .requirements import require_even_positions, require_heads, require_integers, require_one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

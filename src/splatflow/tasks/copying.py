@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splatflow.requirements import require_integers
+
 from .recall import IGNORED
 
 if TYPE_CHECKING:
@@ -33,14 +35,16 @@ def copying(
     """Inputs and labels: the first half of the sequence is to be said again in the second.
 
     Raises:
-        ValueError: `seq_len` is odd or 0, or the vocabulary has nothing but marks.
+        TypeError: a size is no integer.
+        ValueError: `seq_len` is odd or below 2, or the vocabulary has nothing but marks.
 
     Example:
         >>> inputs, labels = copying(0, batch_size=1, seq_len=6, vocab_size=9)
         >>> bool((inputs[:, :3] == labels[:, 3:]).all()), inputs[0, 3:].tolist(), labels[0, :3].tolist()
         (True, [1, 1, 1], [-100, -100, -100])
     """
-    if seq_len < 2 or seq_len % 2:
+    require_integers(2, seq_len=seq_len)
+    if seq_len % 2:
         raise ValueError(f"seq_len is {seq_len}, expected an even number of at least 2")
     return selective_copying(
         seed, batch_size=batch_size, seq_len=seq_len, num_tokens=seq_len // 2, vocab_size=vocab_size
@@ -53,13 +57,16 @@ def selective_copying(
     """Inputs and labels: `num_tokens` tokens lie among blanks, and are asked for at the end.
 
     Raises:
-        ValueError: the tokens do not fit twice into the sequence, or the vocabulary has nothing but marks.
+        TypeError: a size is no integer.
+        ValueError: a size is below 1, the tokens do not fit twice into the sequence, or the vocabulary has nothing but
+            marks.
 
     Example:
         >>> inputs, labels = selective_copying(0, batch_size=1, seq_len=9, num_tokens=2, vocab_size=9)
         >>> (inputs[0, :7] > 0).sum().item(), inputs[0, 7:].tolist(), (labels != IGNORED).sum().item()
         (2, [1, 1], 2)
     """
+    require_integers(1, batch_size=batch_size, seq_len=seq_len, num_tokens=num_tokens, vocab_size=vocab_size)
     length = seq_len - num_tokens  # of the part to copy from
     if not 1 <= num_tokens <= length:
         raise ValueError(f"num_tokens is {num_tokens}, expected 1 to half of seq_len, which is {seq_len}")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splatflow.requirements import require_integers
+
 from .recall import IGNORED
 
 if TYPE_CHECKING:
@@ -29,15 +31,17 @@ def induction(
     """Inputs and labels, of which only the last counts.
 
     Raises:
-        ValueError: fewer than 3 tokens, or a vocabulary of fewer than 2.
+        TypeError: a size is no integer.
+        ValueError: fewer than 3 tokens, a vocabulary of fewer than 2, or no sequence.
 
     Example:
         >>> inputs, labels = induction(0, batch_size=1, seq_len=8, vocab_size=9)
         >>> (inputs == MARK).sum().item(), inputs[0, 7].item(), (labels != IGNORED).sum().item()
         (2, 0, 1)
     """
-    if seq_len < 3 or vocab_size < 2:
-        raise ValueError(f"seq_len is {seq_len} and vocab_size {vocab_size}, expected at least 3 and 2")
+    require_integers(1, batch_size=batch_size)
+    require_integers(2, vocab_size=vocab_size)
+    require_integers(3, seq_len=seq_len)
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randint(1, vocab_size, (batch_size, seq_len), generator=generator)
     first = torch.randint(seq_len - 2, (batch_size, 1), generator=generator)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splatflow.requirements import require_integers
+
 from .recall import IGNORED
 
 if TYPE_CHECKING:
@@ -58,18 +60,19 @@ def listops(
         vocab_size: at least 16; further tokens do not occur.
 
     Raises:
-        ValueError: no such expression, or one so rare that none was found in 100,000 draws.
+        TypeError: a size is no integer.
+        ValueError: a size is out of its range, or there is no such expression, or one so rare that none was found in
+            100,000 draws.
 
     Example:
         >>> inputs, labels = listops(0, batch_size=1, seq_len=12)
         >>> inputs[0].tolist(), labels[0, -1].item()
         ([0, 0, 13, 14, 6, 10, 10, 4, 15, 5, 4, 15], 5)
     """
-    if max_depth < 1 or max_args < 2:
-        raise ValueError(f"max_depth is {max_depth} and max_args {max_args}, expected at least 1 and 2")
-    if vocab_size <= CLOSE:
-        raise ValueError(f"vocab_size is {vocab_size}, expected at least {CLOSE + 1}")
-    if not 1 <= min_len <= seq_len:
+    require_integers(1, batch_size=batch_size, seq_len=seq_len, min_len=min_len, max_depth=max_depth)
+    require_integers(2, max_args=max_args)
+    require_integers(CLOSE + 1, vocab_size=vocab_size)
+    if min_len > seq_len:
         raise ValueError(f"min_len is {min_len}, expected 1 to seq_len, which is {seq_len}")
     generator = random.Random(seed)
     inputs = torch.full((batch_size, seq_len), PADDING)

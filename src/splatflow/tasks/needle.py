@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splatflow.requirements import require_integers
+
 from .recall import IGNORED
 from .text import random_pieces
 
@@ -50,6 +52,7 @@ def needle(
         depth: where the needle stands, from 0 (the beginning) to 1 (just before the question); None: anywhere.
 
     Raises:
+        TypeError: a size is no integer, or the text is not bytes.
         ValueError: the sentences do not fit into `seq_len`, or the text is shorter than the haystack, or another number
             is out of its range.
 
@@ -58,8 +61,8 @@ def needle(
         >>> bytes(inputs[0, -50:].tolist()).decode(), bytes(labels[0, -4:].tolist()).decode()
         ('2948. oe What is the special number of valley? 294', '2948')
     """
-    if num_digits < 1:
-        raise ValueError(f"num_digits is {num_digits}, expected at least 1")
+    require_integers(1, batch_size=batch_size, seq_len=seq_len, num_digits=num_digits)
+    require_integers(0, num_distractors=num_distractors)
     if not 0 <= num_distractors < len(NOUNS):
         raise ValueError(f"num_distractors is {num_distractors}, expected 0 to {len(NOUNS) - 1}")
     if depth is not None and not 0 <= depth <= 1:

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splatflow.requirements import require_integers
+
 if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
 IGNORED = -100  # the label that cross_entropy leaves out
+MOST_POWER = 4.0  # of the law of the gaps: 1 is even, more puts questions far from their pairs
 
 
 def multi_query_recall(
@@ -50,20 +53,23 @@ def multi_query_recall(
         num_noise: items of two tokens of noise among the pairs.
 
     Raises:
-        ValueError: the sequence cannot hold the pairs and their queries, the vocabulary has too few keys or values, or
-            more keys are to be bound again than there are.
+        TypeError: a size is no integer.
+        ValueError: a size is below 1 or `power` not within 0 and 4, the sequence cannot hold the pairs and their
+            queries, the vocabulary has too few keys or values, or more keys are to be bound again than there are.
 
     Example:
         >>> inputs, labels = multi_query_recall(0, batch_size=2, seq_len=12, num_pairs=3, vocab_size=20)
         >>> list(inputs.shape), (labels != IGNORED).sum(1).tolist()
         ([2, 12], [3, 3])
     """
+    require_integers(1, batch_size=batch_size, seq_len=seq_len, num_pairs=num_pairs, vocab_size=vocab_size)
+    require_integers(0, num_rebound=num_rebound, num_noise=num_noise)
+    if not 0 <= power <= MOST_POWER:
+        raise ValueError(f"power is {power}, expected 0 to {MOST_POWER}")
     num_items = num_pairs + num_rebound + num_noise
     num_slots = (seq_len - 2 * num_items) // 2
     half = vocab_size // 2
-    if num_pairs < 1 or num_noise < 0:
-        raise ValueError(f"num_pairs is {num_pairs} and num_noise {num_noise}, expected at least 1 and 0")
-    if not 0 <= num_rebound <= num_pairs:
+    if num_rebound > num_pairs:
         raise ValueError(f"num_rebound is {num_rebound}, expected 0 to num_pairs, which is {num_pairs}")
     if num_slots < num_pairs:
         least = 2 * (num_items + num_pairs)

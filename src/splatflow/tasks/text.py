@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from splatflow.requirements import require_integers
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from torch import Tensor
+
+MOST_BYTES = 7  # of a string that is looked for: its bytes are one integer of 63 bits
 
 
 def next_bytes(
@@ -27,13 +31,15 @@ def next_bytes(
     """Inputs and labels: pieces of the text from random places, and at each byte the byte after it.
 
     Raises:
-        ValueError: the text has no `seq_len + 1` bytes, or `seq_len` is below 1.
+        TypeError: a size is no integer, or the text is not bytes.
+        ValueError: the text has no `seq_len + 1` bytes, or a size is below 1.
 
     Example:
         >>> inputs, labels = next_bytes(0, text=b"to be or not to be", batch_size=2, seq_len=5)
         >>> list(inputs.shape), bool((inputs[:, 1:] == labels[:, :-1]).all())
         ([2, 5], True)
     """
+    require_integers(1, batch_size=batch_size, seq_len=seq_len)
     pieces = random_pieces(text, batch_size, seq_len + 1, torch.Generator().manual_seed(seed))
     return pieces[:, :-1], pieces[:, 1:]
 
@@ -44,12 +50,14 @@ def consecutive_bytes(
     """The whole text in its order, each byte but the first a label once; a rest too short for a sequence is left out.
 
     Raises:
-        ValueError: the text has no `seq_len + 1` bytes, or `seq_len` is below 1.
+        TypeError: a size is no integer, or the text is not bytes.
+        ValueError: the text has no `seq_len + 1` bytes, or a size is below 1.
 
     Example:
         >>> [labels.tolist() for _, labels in consecutive_bytes(bytes(range(8)), batch_size=2, seq_len=3)]
         [[[1, 2, 3], [4, 5, 6]]]
     """
+    require_integers(1, batch_size=batch_size, seq_len=seq_len)
     _check_length(text, seq_len + 1)
     tokens = _tokens(text)
     length = (len(tokens) - 1) // seq_len * seq_len
@@ -64,11 +72,17 @@ def seen_before(inputs: Int[Tensor, "B T"], labels: Int[Tensor, "B T"], length: 
     Such a byte can be recalled; the others have to be guessed. Strings may overlap. The first `length - 1` labels end
     no whole string, and count as not seen.
 
+    Raises:
+        ValueError: `length` is not within 1 and 7.
+
     Example:
         >>> tokens = torch.tensor([list(b"abcabc")])
         >>> seen_before(tokens[:, :-1], tokens[:, 1:], length=2).int().tolist()
         [[0, 0, 0, 1, 1]]
     """
+    require_integers(1, length=length)
+    if length > MOST_BYTES:
+        raise ValueError(f"length is {length}, expected at most {MOST_BYTES}")
     tokens = torch.cat([inputs[:, :1], labels], 1)
     if tokens.shape[1] < length:
         return torch.zeros_like(labels, dtype=torch.bool)
@@ -85,7 +99,8 @@ def random_pieces(text: bytes, count: int, length: int, generator: torch.Generat
     """Strings of `length` bytes from random places of a text, as tokens.
 
     Raises:
-        ValueError: the text is shorter, or `length` is below 2.
+        TypeError: the text is not bytes.
+        ValueError: the text is shorter.
     """
     _check_length(text, length)
     starts = torch.randint(len(text) - length + 1, (count,), generator=generator).tolist()
@@ -97,7 +112,7 @@ def _tokens(text: bytes) -> Int[Tensor, " T"]:
 
 
 def _check_length(text: bytes, length: int) -> None:
-    if length < 2:
-        raise ValueError(f"seq_len is {length - 1}, expected at least 1")
+    if not isinstance(text, bytes):
+        raise TypeError(f"text is of type {type(text).__name__}, expected bytes")
     if len(text) < length:
         raise ValueError(f"text has {len(text)} bytes, expected at least {length}")

@@ -27,9 +27,9 @@ from tyro.conf import Positional, arg
 
 from splatflow.nn import MIXERS
 from splatflow.nn.ablation import MEMORIES
-from splatflow.nn.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.ops import ROUTINGS
+from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 
 Config = TypeVar("Config")
 

@@ -23,7 +23,7 @@ from splatflow.diagnostics.page import short_count
 from splatflow.diagnostics.speed import compare_mixers
 from splatflow.models import SplatFlowCache, SplatFlowForCausalLM
 from splatflow.nn import silence
-from splatflow.nn.requirements import require_at_least
+from splatflow.requirements import require_at_least
 
 from .baselines import ngram_bits_per_byte, xz_bits_per_byte
 from .config import ModelConfig, TrainConfig

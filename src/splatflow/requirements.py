@@ -1,4 +1,4 @@
-"""What is asked of settings, here and in the configurations built on them: each error names one, and what was given."""
+"""What is asked of settings, in layers, configurations and tasks alike: each error names one, and what was given."""
 
 from __future__ import annotations
 
