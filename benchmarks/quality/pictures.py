@@ -9,23 +9,38 @@ from statistics import fmean
 from splatflow.diagnostics import COLORS, drawing, name_at_right_edge, svg_text
 
 from .plan import Experiment, Rows, fresh_rows
-from .standings import OURS, pairs_at
+from .standings import OURS, PAIRS, pairs_at
+from .studies import STUDIES
 from .tiers import TIERS
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+SUBJECTS = ("state", "operations", "position")  # what a picture may be drawn against
 BYTES = 4  # of a number of the state, in fp32
 
 
 def draw(rows: Rows) -> dict[str, str]:
     """SVG of every picture for which there are figures, by file name."""
-    recalls = [one for tier, experiments in TIERS.items() for one in experiments if one.study == "recall"]
-    pictures = {
-        "recall-state.svg": recall_against(recalls, rows, "state_size", BYTES, "bytes of state a layer"),
-        "recall-operations.svg": recall_against(recalls, rows, "step_operations", 1, "multiply-adds a token, mixing"),
-    }
-    for experiment in (one for experiments in TIERS.values() for one in experiments if "bytes" in one.study):
-        pictures[f"{experiment.study.replace(' ', '-')}-position.svg"] = loss_by_position(experiment, rows)
+    everything = [experiment for experiments in TIERS.values() for experiment in experiments]
+    pictures = {}
+    for study in PAIRS:
+        asked = [one for one in everything if one.study == study]
+        alike = [one for one in asked if one.steps == asked[0].steps]  # one line is of one length of training
+        pictures[file_name(study, "state")] = recall_against(alike, rows, "state_size", BYTES, "bytes of state a layer")
+        pictures[file_name(study, "operations")] = recall_against(
+            alike, rows, "step_operations", 1, "multiply-adds a token, mixing"
+        )
+    for experiment in everything:
+        if not STUDIES[experiment.study].higher_is_better:
+            pictures[file_name(experiment.study, "position")] = loss_by_position(experiment, rows)
     return {name: _on_white(svg) for name, svg in pictures.items() if svg}
+
+
+def file_name(study: str, subject: str) -> str:
+    """
+    >>> file_name("wide recall", "state")
+    'wide-recall-state.svg'
+    """
+    return f"{study} {subject}".replace(" ", "-") + ".svg"
 
 
 def recall_against(experiments: list[Experiment], rows: Rows, field: str, unit: int, label: str) -> str:
@@ -55,9 +70,10 @@ def recall_against(experiments: list[Experiment], rows: Rows, field: str, unit: 
 
 def loss_by_position(experiment: Experiment, rows: Rows) -> str:
     """Bits per byte less those of the window alone, by the place of the byte in its sequence."""
-    finished = {mixer: runs for mixer in experiment.mixers if (runs := fresh_rows(experiment, mixer, rows))}
     finished = {
-        mixer: runs for mixer, runs in finished.items() if not any(None in row["scores"].values() for row in runs)
+        mixer: runs
+        for mixer in experiment.mixers
+        if (runs := fresh_rows(experiment, mixer, rows)) and not any(None in row["scores"].values() for row in runs)
     }
     if "window only" not in finished or len(finished) < 2:
         return ""

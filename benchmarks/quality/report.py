@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from .intervals import Interval, interval, paired
-from .pictures import PICTURES, draw
+from .pictures import PICTURES, SUBJECTS, draw, file_name
 from .plan import RATES, Experiment, Rows, chosen_rate, decided, fresh_rows, swept
 from .remarks import HOW_TO_READ, REMARKS
 from .standings import all_standings, has_overtaken
@@ -23,24 +23,29 @@ SOLVED = 0.9  # a seed has solved a study at this accuracy
 def write(rows: Rows) -> None:
     """Draws the pictures and writes the page."""
     PICTURES.mkdir(exist_ok=True)
-    for name, svg in draw(rows).items():
+    pictures = draw(rows)
+    for name, svg in pictures.items():
         (PICTURES / name).write_text(svg, encoding="utf-8")
-    PAGE.write_text(page(rows), encoding="utf-8")
+    PAGE.write_text(page(rows, pictures), encoding="utf-8")
     print(f"docs/{PAGE.name} and its pictures, from {len(rows)} runs")
 
 
-def page(rows: Rows) -> str:
-    """The whole page, as Markdown."""
+def page(rows: Rows, pictures: Iterable[str]) -> str:
+    """The whole page, as Markdown; `pictures` are names of files, each shown below the first table of its study."""
     machines = sorted({f"{machine_of(row)} ({row['versions']})" for row in rows.values()})
     commits = sorted({row["commit"] for row in rows.values()})
     seconds = sum(row["seconds"] for row in rows.values())
     counted = f"{len(rows)} runs, {seconds / 3600:.1f} hours of one core or GPU, on {'; '.join(machines)}"
     parts = ["# Results", HOW_TO_READ, f"The ledger holds {counted}. Commits: {', '.join(commits)}."]
     parts += ["## Where splat attention stands", standings_table(rows), REMARKS["standings"]]
+    waiting = [*pictures]
     for tier, experiments in TIERS.items():
         for experiment in experiments:
             if any(fresh_rows(experiment, mixer, rows) for mixer in experiment.mixers):
                 parts += [heading(tier, experiment), table(experiment, rows), *remarks(tier, experiment, rows)]
+                mine = [name for name in waiting if name in {file_name(experiment.study, one) for one in SUBJECTS}]
+                parts += [f"![{Path(name).stem.replace('-', ' ')}](pictures/{name})" for name in mine]
+                waiting = [name for name in waiting if name not in mine]
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,6 +19,8 @@ from .tiers import TIERS
 OURS = ("splats", "splats, decay", "splats, decay, skip", "window + splats")
 RIVALS = tuple(name for name, row in CONTESTANTS.items() if row.sized and not row.control and name not in OURS)
 
+PAIRS = ("recall", "wide recall", "long recall")  # studies of how many pairs are recalled
+
 Figure = Callable[[Mapping[str, Any]], float]  # of a row of the ledger; more is better
 
 
@@ -101,7 +103,7 @@ def all_standings(rows: Rows) -> list[Standing]:
         name = f"{experiment.study}, state {experiment.state:,}, {experiment.steps:,} steps"
         score = partial(decided, experiment)
         aims: list[tuple[str, tuple[str, ...], tuple[str, ...], Figure]] = []
-        if experiment.study == "recall":
+        if experiment.study in PAIRS:
             aims.append((f"pairs at 90 %, {name}", OURS, RIVALS, pairs_at))
             aims.append((f"pairs at 90 % per 1,000 multiply-adds, {name}", OURS, RIVALS, pairs_per_operation))
         elif experiment.study == "needle":

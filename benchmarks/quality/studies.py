@@ -134,6 +134,10 @@ def _lengths(*lengths: int, **options: Any) -> dict[str, dict[str, Any]]:
 STUDIES: dict[str, Study] = {
     "short recall": _accuracy_study(TASKS["recall"], 64, _pairs(8, vocab_size=64)),
     "recall": _accuracy_study(TASKS["recall"], 128, _pairs(4, 8, 16, 32, vocab_size=128), _pairs(48, vocab_size=128)),
+    # twice the pairs, so that a larger memory is not full marks for everyone
+    "wide recall": _accuracy_study(
+        TASKS["recall"], 256, _pairs(8, 16, 32, 64, vocab_size=256), _pairs(96, 120, vocab_size=256)
+    ),
     # the definition of Zoology: lengths 64 to 1,024, 4 to 256 pairs
     "long recall": _accuracy_study(
         TASKS["recall"],

@@ -25,14 +25,14 @@ TIERS: dict[str, tuple[Experiment, ...]] = {
         Experiment("wikitext bytes", LANGUAGE, state=2640, steps=400),
         Experiment("needle", NEEDLE, state=2640, steps=400),
     ),
-    # the leaders with three times the tokens, with less and with more to remember in, and on other tasks
+    # the leaders with less and with more to remember in, on other tasks, and with three times the tokens
     "more": (
-        Experiment("recall", LEADERS, state=1620, steps=1500),
-        Experiment("recall", LEADERS[:-1], state=1100, steps=500),  # Based has no size near it
-        Experiment("recall", LEADERS, state=2640, steps=500),
-        Experiment("recall", LEADERS, state=4640, steps=500),
+        Experiment("wide recall", LEADERS[:-1], state=1100, steps=500),  # Based has no size near it
+        Experiment("wide recall", LEADERS, state=1620, steps=500),
+        Experiment("wide recall", LEADERS, state=2640, steps=500),
         Experiment("rebound recall", LEADERS, state=1620, steps=500),
         Experiment("selective copying", LEADERS, state=1620, steps=500),
+        Experiment("recall", LEADERS, state=1620, steps=1500),
     ),
     # the same questions with models of twice the width and eight to sixty times the tokens, in pieces of 9 minutes
     "gpu": (

@@ -72,7 +72,7 @@ def test_a_row_that_lacks_something_is_reported(lost, tmp_path):
 def test_what_is_no_ledger_is_left_alone(tmp_path):
     letter = tmp_path / "letter.txt"
     letter.write_text("Dear reader")  # without an end of line: to append to it would take it away
-    with pytest.raises(ValueError, match="last line of .*letter.txt.* begins with b'Dear reader'"):
+    with pytest.raises(ValueError, match=r"last line of .*letter.txt.* begins with b'Dear reader'"):
         read_ledger(letter)
     with pytest.raises(ValueError, match="is not a file"):
         read_ledger(tmp_path)

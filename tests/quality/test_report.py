@@ -20,7 +20,12 @@ def tiny_tier(monkeypatch):
 
 
 def test_the_page_in_docs_is_made_of_the_ledger():
-    assert report.PAGE.read_text(encoding="utf-8") == report.page(read_ledger(runner.LEDGER))
+    rows = read_ledger(runner.LEDGER)
+    pictures = report.draw(rows)
+    written = report.PAGE.read_text(encoding="utf-8")
+    assert written == report.page(rows, pictures)
+    assert re.findall(r"\(pictures/(.*?)\)", written) == [*pictures]
+    assert all((report.PICTURES / name).is_file() for name in pictures)
 
 
 def test_a_tier_fills_a_ledger_and_goes_on_where_it_stopped(tiny_tier, tmp_path, capsys):
