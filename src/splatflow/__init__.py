@@ -4,7 +4,7 @@ The operator is `splat_attention`, the layer `SplatAttention`; the Hugging Face 
 """
 
 from .nn import SplatAttention
-from .ops import Splats, SplatState, splat_attention
+from .ops import Lattice, Splats, SplatState, splat_attention
 
-__all__ = ["SplatAttention", "SplatState", "Splats", "splat_attention"]
+__all__ = ["Lattice", "SplatAttention", "SplatState", "Splats", "splat_attention"]
 __version__ = "0.1.0"

@@ -13,18 +13,28 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from splatflow.ops import BACKENDS, ROUTINGS, Splats, SplatState, splat_attention
+from splatflow.ops import BACKENDS, ROUTINGS, SplatState, splat_attention
 from splatflow.ops.chunked import MIN_CHUNK
+from splatflow.ops.routing import Router
 from splatflow.ops.splats import inner_dtype
 
 Arguments = dict[str, Tensor]  # the tensors of one call, by name; those of the splats and the state one by one
 
-PER_TOKEN = ("send_positions", "receive_positions", "values", "log_decay", "write_gate", "padding_mask")
+PER_TOKEN = (
+    *("send_positions", "receive_positions", "values", "send_bias", "receive_bias"),
+    *("log_decay", "write_gate", "padding_mask"),
+)
+OF_SPLATS = ("centers", "log_scales", "log_amplitudes", "log_reaches")
 GRAINS = (None, "head", "splat")  # what a log_decay or a write_gate is given for
 LENGTHS = (0, 1, 2, 7, 31, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 1, 101, 2 * MIN_CHUNK + 1)
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_routing = pytest.mark.parametrize("routing", ROUTINGS)
+# every routing, with all splats and with the nearest two
+ROUTES = [
+    *({"routing": name} for name in ROUTINGS if name != "grouped"),
+    *({"routing": name, "top_p": 2} for name, row in ROUTINGS.items() if row.nearest is not None),
+]
+every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: "-".join(map(str, route.values())))
 
 
 def make_arguments(
@@ -43,15 +53,21 @@ def make_arguments(
     padding: bool = False,
     tied: bool = False,
     strided: bool = False,
+    bias: bool = False,
+    routing: str = "mixture",
     dtype: torch.dtype = torch.float64,
 ) -> Arguments:
     """Positions of RMS 1 in a cube, and scales a little wider than a layer's: every token reaches every splat.
 
     A decay is sometimes exactly 0 and sometimes -inf. `tied` leaves out `receive_positions`, `strided` makes every
-    tensor non-contiguous.
+    tensor non-contiguous. A lattice has the largest square of splats up to M, and an even P.
     """
     generator = torch.Generator().manual_seed(seed)
     S = T if S is None else S
+    per_splat, R = (M,), M
+    if routing == "lattice":
+        K = math.isqrt(M)
+        M, P, per_splat, R = K * K, P + P % 2, (2, K), 2 * K
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -66,12 +82,16 @@ def make_arguments(
     arguments = {
         "send_positions": positions(B, S, H, P),
         "values": normal(B, S, H, D),
-        "centers": positions(H, M, P),
-        "log_scales": 0.5 * math.log(math.sqrt(P)) + 0.1 * normal(H, M),
-        "log_amplitudes": 0.1 * normal(H, M),
+        "centers": positions(H, *per_splat, P if routing != "lattice" else P // 2),
+        "log_scales": 0.5 * math.log(math.sqrt(P)) + 0.1 * normal(H, *per_splat),
+        "log_amplitudes": 0.1 * normal(H, *per_splat),
     }
     if not tied:
         arguments["receive_positions"] = positions(B, T, H, P)
+    if routing == "compact":
+        arguments["log_reaches"] = reaches_in_gaps(arguments).log()
+    if bias:
+        arguments |= {"send_bias": normal(B, S, H, R), "receive_bias": normal(B, T, H, R)}
     if decay:
         kind = uniform(decay)
         strength = torch.where(kind < 0.2, 0.0, -0.5 * kind)
@@ -90,6 +110,22 @@ def make_arguments(
     return cast(arguments, dtype)
 
 
+def reaches_in_gaps(arguments: Arguments) -> Tensor:
+    """For each splat a reach that about half of the tokens are within, and hardly any just within or without.
+
+    At the edge a compact kernel is 0, so that no digit of it is known there.
+    """
+    positions = [arguments[name] for name in ("send_positions", "receive_positions") if name in arguments]
+    distances = [torch.cdist(part.flatten(0, 1).transpose(0, 1), arguments["centers"]) for part in positions]
+    ordered = torch.cat(distances, 1).sort(1).values  # [H, tokens, M]
+    number = ordered.shape[1]
+    if number < 4:
+        return torch.full_like(arguments["log_scales"], math.sqrt(2.0 * arguments["centers"].shape[-1]))
+    middle = ordered[:, number // 4 : number - number // 4]
+    widest = middle.diff(dim=1).argmax(1, keepdim=True)
+    return 0.5 * (middle.gather(1, widest) + middle.gather(1, widest + 1))[:, 0]
+
+
 def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
     """The same numbers in another type; a state stays in the type that sums are kept in."""
     dtypes = {"padding_mask": torch.bool, "mass": inner_dtype(dtype), "total": inner_dtype(dtype)}
@@ -99,7 +135,8 @@ def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
 def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:
     """`splat_attention` of arguments by name."""
     rest = dict(arguments)
-    splats = Splats(*(rest.pop(name) for name in ("centers", "log_scales", "log_amplitudes")))
+    parts = [rest.pop(name) for name in OF_SPLATS if name in rest]
+    splats = ROUTINGS[options.get("routing", "mixture")].kind(*parts)
     if "mass" in rest:
         options["state"] = SplatState(rest.pop("mass"), rest.pop("total"))
     send_positions, values = rest.pop("send_positions"), rest.pop("values")
@@ -146,6 +183,48 @@ def relative_error(actual: Tensor, expected: Tensor, unit: float = 1.0) -> float
     return ((actual - expected).norm() / expected.norm().clamp_min(unit)).item()
 
 
+def fit(backend: str, sizes: dict, options: dict) -> tuple[dict, dict]:
+    """A case that the backend can do, as near as may be to the one given."""
+    if backend != "sparse":
+        return sizes, options
+    sizes = {**sizes, "decay": None}
+    if ROUTINGS[options["routing"]].nearest is None:
+        sizes["routing"] = options["routing"] = "mixture"
+    return sizes, {**options, "top_p": options.get("top_p") or 1}
+
+
+def supports(backend: str, route: dict, decay: bool = False) -> bool:
+    router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"))
+    return BACKENDS[backend].supports(router, log_decay=decay) is None
+
+
+def skip_unless(backend: str, route: dict, decay: bool = False) -> None:
+    if not supports(backend, route, decay):
+        pytest.skip(f"{backend} cannot")
+
+
+def is_clear(arguments: Arguments, options: dict) -> bool:
+    """No choice of splats hangs on the last digits of an affinity."""
+    row, top_p = ROUTINGS[options["routing"]], options.get("top_p")
+    splats = row.kind(*(arguments[name].double() for name in OF_SPLATS if name in arguments))
+    margins = [math.inf]
+    for side in ("send", "receive"):
+        positions = arguments.get(f"{side}_positions")
+        if positions is None or not positions.numel():
+            continue
+        bias = arguments.get(f"{side}_bias")
+        affinities = row.affinity(positions.double(), splats, bias)
+        if top_p is not None and top_p < splats.num_splats:
+            ordered = affinities.sort(dim=-1, descending=True).values
+            margins.append((ordered[..., top_p - 1] - ordered[..., top_p]).min().item())
+        if options["routing"] == "compact":
+            distance = torch.cdist(positions.double().transpose(1, 2), splats.centers[None]).transpose(1, 2)
+            margins.append((distance - splats.log_reaches.exp()).abs().min().item())
+            nearest = distance.sort(dim=-1).values
+            margins.append((nearest[..., 1:2] - nearest[..., :1]).min().item() if nearest.shape[-1] > 1 else math.inf)
+    return min(margins) > 1e-5
+
+
 def unit_of(name: str, sizes: dict, routing: str) -> float:
     """The size that a result has, unless its terms cancel, where inputs and cotangents are of size 1.
 
@@ -166,7 +245,7 @@ def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = 
         "T": draw(st.sampled_from(lengths)),
         "B": draw(st.sampled_from((1, 2))),
         "H": draw(st.sampled_from((1, 3))),
-        "M": draw(st.sampled_from((1, 2, 7))),
+        "M": draw(st.sampled_from((1, 2, 7, 9))),
         "P": draw(st.sampled_from((1, 4))),
         "D": draw(st.sampled_from((1, 5))),
     }
@@ -181,4 +260,12 @@ def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = 
         "tied": tied,
         "strided": draw(st.booleans()),
     }
-    return {**sizes, **kinds}, {"causal": causal, "routing": draw(st.sampled_from(list(ROUTINGS)))}
+    routing = draw(st.sampled_from(list(ROUTINGS)))
+    kinds |= {"routing": routing, "bias": draw(st.booleans())}
+    options = {"causal": causal, "routing": routing}
+    if ROUTINGS[routing].nearest is not None:
+        num_splats = math.isqrt(sizes["M"]) ** 2 if routing == "lattice" else sizes["M"]
+        options["top_p"] = min(num_splats, draw(st.sampled_from((1, 2, 5))))
+        if routing != "grouped" and draw(st.booleans()):
+            options["top_p"] = None
+    return {**sizes, **kinds}, options

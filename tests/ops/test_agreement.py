@@ -9,16 +9,20 @@ from cases import (
     cases,
     cast,
     every_backend,
-    every_routing,
+    every_route,
+    fit,
+    is_clear,
     make_arguments,
     relative_error,
     results,
+    skip_unless,
     unit_of,
 )
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import splatflow.ops.chunked as chunked_module
+import splatflow.ops.sparse as sparse_module
 from splatflow.ops import BACKENDS
 
 every_fast_backend = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
@@ -33,10 +37,11 @@ LARGE_M = ({"B": 2, "T": 149, "M": 67, "H": 1, "state": True, "decay": "splat"},
 @given(case=cases(), block_rows=st.sampled_from((SMALL_BLOCKS, chunked_module.BLOCK_ROWS)))
 @example(case=LARGE_M, block_rows=SMALL_BLOCKS)
 def test_agrees_with_the_reference(backend, dtype, tolerance, case, block_rows):
-    sizes, options = case
+    sizes, options = fit(backend, *case)
     arguments = make_arguments(**sizes, dtype=dtype)
+    assume(is_clear(arguments, options))
     expected = results(cast(arguments, torch.float64), **options, backend="reference")
-    with patch.object(chunked_module, "BLOCK_ROWS", block_rows):
+    with patch.object(chunked_module, "BLOCK_ROWS", block_rows), patch.object(sparse_module, "BLOCK_TOKENS", 13):
         actual = results(arguments, **options, backend=backend)
     for name, part in actual.items():
         assert relative_error(part, expected[name], unit_of(name, sizes, options["routing"])) <= tolerance, name
@@ -63,6 +68,7 @@ def plainly(arguments, causal):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("causal", [True, False])
 def test_half_precision_is_at_most_twice_as_far_off_as_plain_torch(backend, dtype, causal):
+    skip_unless(backend, {"routing": "mixture"})
     arguments = make_arguments(T=131, dtype=dtype)
     expected, _ = attend(cast(arguments, torch.float32), causal=causal, backend=backend)
     actual, state = attend(arguments, causal=causal, backend=backend)
@@ -73,15 +79,16 @@ def test_half_precision_is_at_most_twice_as_far_off_as_plain_torch(backend, dtyp
 
 @every_backend
 def test_gradients_come_in_the_type_of_their_argument(backend):
-    arguments = make_arguments(T=7, decay="splat", gate="head", state=True, dtype=torch.bfloat16)
-    outcome = results(arguments, backend=backend)
+    sizes, options = fit(backend, {"decay": "splat", "gate": "head", "state": True}, {"routing": "mixture"})
+    arguments = make_arguments(T=7, **sizes, dtype=torch.bfloat16)
+    outcome = results(arguments, backend=backend, **options)
     assert {name: outcome[f"d {name}"].dtype for name in arguments} == {
         name: part.dtype for name, part in arguments.items()
     }
 
 
 @every_backend
-@every_routing
+@every_route
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -92,10 +99,12 @@ def test_gradients_come_in_the_type_of_their_argument(backend):
     ],
     ids=str,
 )
-def test_gradcheck(backend, routing, kinds):
+def test_gradcheck(backend, route, kinds):
+    skip_unless(backend, route, "decay" in kinds)
     kinds = dict(kinds)
     causal = kinds.pop("causal")
-    arguments = make_arguments(B=1, T=5, H=2, M=3, P=2, D=2, state=True, **kinds)
+    sizes = {"B": 1, "T": 5, "H": 2, "M": 4, "P": 2, "D": 2}
+    arguments = make_arguments(**sizes, routing=route["routing"], bias=True, state=True, **kinds)
     if "log_decay" in arguments:  # a difference quotient cannot step across 0 or from -inf
         arguments["log_decay"] = arguments["log_decay"].clamp(-1.0, -0.1)
     if "write_gate" in arguments:
@@ -103,7 +112,7 @@ def test_gradcheck(backend, routing, kinds):
     names = list(arguments)
 
     def function(*parts):
-        output, state = attend(dict(zip(names, parts, strict=True)), causal=causal, routing=routing, backend=backend)
+        output, state = attend(dict(zip(names, parts, strict=True)), causal=causal, backend=backend, **route)
         return output, *state
 
     with patch.object(chunked_module, "MIN_CHUNK", 2):  # so that chunks meet within five tokens

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import every_backend, every_routing, make_arguments, results
+from cases import every_backend, every_route, fit, make_arguments, results, skip_unless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,22 +45,28 @@ def test_extreme_splats(backend, seed, causal, length, log10_scales, distance, d
         arguments["padding_mask"] = torch.zeros(2, length, dtype=torch.bool)
     elif silent != "no token":
         arguments["write_gate"] = gates.index_fill(1, torch.arange(0, length, 1 + (silent != "every token")), 0.0)
-    finite = all_finite(results(arguments, causal=causal, backend=backend))
+    _, options = fit(backend, {}, {"routing": "mixture"})
+    finite = all_finite(results(arguments, causal=causal, backend=backend, **options))
     assert all(finite.values()), finite
 
 
 @every_backend
-@every_routing
+@every_route
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_splat_that_hardly_any_mass_reached(backend, routing, causal):
+def test_a_splat_that_hardly_any_mass_reached(backend, route, causal):
     """Tokens send to one splat and receive from another, at every distance between the two."""
+    skip_unless(backend, route)
+    lattice = route["routing"] == "lattice"
     for distance in range(5, 101, 5):
-        arguments = make_arguments(B=1, T=3, H=1, M=2, P=1, dtype=torch.float32)
-        arguments["centers"] = torch.tensor([0.0, float(distance)]).view(1, 2, 1)
-        arguments["send_positions"] = torch.zeros(1, 3, 1, 1)
-        arguments["receive_positions"] = torch.full((1, 3, 1, 1), float(distance))
-        arguments["log_scales"] = torch.zeros(1, 2)
-        finite = all_finite(results(arguments, causal=causal, routing=routing, backend=backend))
+        arguments = make_arguments(
+            B=1, T=3, H=1, M=4 if lattice else 2, P=1 + lattice, routing=route["routing"], dtype=torch.float32
+        )
+        points = torch.tensor([0.0, float(distance)])
+        arguments["centers"] = points.view(1, 1, 2, 1).repeat(1, 2, 1, 1) if lattice else points.view(1, 2, 1)
+        arguments["send_positions"] = torch.zeros(1, 3, 1, 1 + lattice)
+        arguments["receive_positions"] = torch.full((1, 3, 1, 1 + lattice), float(distance))
+        arguments["log_scales"] = torch.zeros_like(arguments["log_scales"])
+        finite = all_finite(results(arguments, causal=causal, backend=backend, **route))
         assert all(finite.values()), (distance, finite)
 
 
@@ -72,6 +78,7 @@ def test_splats_that_nobody_sent_to_say_nothing(backend, silence):
         arguments["write_gate"] = torch.zeros(2, 7, 3)
     else:
         arguments["padding_mask"] = torch.zeros(2, 7, dtype=torch.bool)
-    outcome = results(arguments, backend=backend)
+    _, options = fit(backend, {}, {"routing": "mixture"})
+    outcome = results(arguments, backend=backend, **options)
     assert not outcome["output"].any()
     assert all(all_finite(outcome).values())

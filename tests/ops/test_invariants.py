@@ -2,9 +2,19 @@
 
 import pytest
 import torch
-from cases import attend, every_backend, every_routing, make_arguments, relative_error, results
+from cases import (
+    OF_SPLATS,
+    attend,
+    every_backend,
+    every_route,
+    fit,
+    make_arguments,
+    relative_error,
+    results,
+    skip_unless,
+)
 
-from splatflow.ops import Splats, log_affinity
+from splatflow.ops import ROUTINGS, Splats, log_affinity
 
 T = 37
 
@@ -25,13 +35,20 @@ def matrix_of(arguments, **options):
 
 
 @every_backend
+@every_route
 @pytest.mark.parametrize("kinds", [{}, {"decay": "splat"}, {"gate": "head"}, {"state": True, "decay": "head"}], ids=str)
 @pytest.mark.parametrize("causal", [True, False])
-def test_rows_sum_to_one(backend, kinds, causal):
-    arguments = make_arguments(T=T, **kinds)
+def test_rows_sum_to_one(backend, route, kinds, causal):
     if not causal:
-        arguments.pop("log_decay", None)
-    matrix, share = matrix_of(arguments, causal=causal, backend=backend)
+        kinds = {name: kind for name, kind in kinds.items() if name != "decay"}
+    skip_unless(backend, route, "decay" in kinds)
+    if not ROUTINGS[route["routing"]].running_mean:
+        pytest.skip("plain sums")
+    partial = route != {"routing": "mixture"}
+    arguments = make_arguments(T=T, routing=route["routing"], **{**kinds, "state": partial or "state" in kinds})
+    if partial and "decay" in kinds:  # a splat that nobody has sent to, or that forgot it all, would say nothing
+        arguments["log_decay"] = arguments["log_decay"].clamp_min(-1.0)
+    matrix, share = matrix_of(arguments, causal=causal, backend=backend, **route)
     torch.testing.assert_close(matrix.sum(-1) + share.transpose(1, 2), torch.ones(2, 3, T, dtype=torch.float64))
     assert matrix.min() >= 0
     if causal:
@@ -39,47 +56,63 @@ def test_rows_sum_to_one(backend, kinds, causal):
 
 
 @every_backend
-@every_routing
-def test_rank_is_at_most_the_number_of_splats(backend, routing):
+@every_route
+def test_rank_is_at_most_the_number_of_splats(backend, route):
+    skip_unless(backend, route)
     num_splats = 5
-    arguments = make_arguments(T=T, M=num_splats)
-    both_ways, _ = matrix_of(arguments, causal=False, routing=routing, backend=backend)
+    arguments = make_arguments(T=T, M=num_splats, routing=route["routing"])
+    both_ways, _ = matrix_of(arguments, causal=False, backend=backend, **route)
     assert torch.linalg.matrix_rank(both_ways, rtol=1e-10).max() <= num_splats
-    causal, _ = matrix_of(arguments, causal=True, routing=routing, backend=backend)
+    causal, _ = matrix_of(arguments, causal=True, backend=backend, **route)
     for cut in range(1, T):
         assert torch.linalg.matrix_rank(causal[..., cut:, :cut], rtol=1e-10).max() <= num_splats
     assert torch.linalg.matrix_rank(causal, rtol=1e-10).min() > num_splats  # so the test can fail
 
 
 @every_backend
-@every_routing
+@every_route
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_order_of_splats_means_nothing(backend, routing, causal):
-    decay = "splat" if causal else None
-    arguments = make_arguments(T=T, M=7, state=True, gate="splat", decay=decay)
-    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    axes = {"centers": 1, "log_scales": 1, "log_amplitudes": 1, "mass": 2, "total": 2, "write_gate": 3, "log_decay": 3}
-    permuted = {
-        name: part.index_select(axes[name], order) if name in axes else part for name, part in arguments.items()
-    }
-    options = {"causal": causal, "routing": routing, "backend": backend}
+def test_the_order_of_splats_means_nothing(backend, route, causal):
+    decay = "splat" if causal and backend != "sparse" else None
+    skip_unless(backend, route)
+    lattice = route["routing"] == "lattice"
+    arguments = make_arguments(
+        T=T, M=9 if lattice else 7, state=True, gate="splat", decay=decay, bias=True, routing=route["routing"]
+    )
+    order = torch.tensor([2, 0, 1]) if lattice else torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    of_points, of_splats = order, order
+    if lattice:  # the points of the first half, and with them rows of the splats
+        of_splats = (3 * order[:, None] + torch.arange(3)).flatten()
+        of_points = torch.cat([order, torch.arange(3, 6)])
+    permuted = dict(arguments)
+    for name in arguments.keys() & set(OF_SPLATS):
+        part = arguments[name]
+        moved = part[:, :1].index_select(2, order) if lattice else part.index_select(1, order)
+        permuted[name] = torch.cat([moved, part[:, 1:]], 1) if lattice else moved
+    axes = {"mass": 2, "total": 2, "write_gate": 3, "log_decay": 3, "send_bias": 3, "receive_bias": 3}
+    for name in arguments.keys() & axes.keys():
+        which = of_points if name.endswith("bias") else of_splats
+        permuted[name] = arguments[name].index_select(axes[name], which)
+    options = {"causal": causal, "backend": backend, **route}
     (output, state), (again, after) = attend(arguments, **options), attend(permuted, **options)
     assert relative_error(again, output) <= 1e-12
-    assert relative_error(after.mass, state.mass[:, :, order]) <= 1e-12
-    assert relative_error(after.total, state.total[:, :, order]) <= 1e-12
+    assert relative_error(after.mass, state.mass[:, :, of_splats]) <= 1e-12
+    assert relative_error(after.total, state.total[:, :, of_splats]) <= 1e-12
 
 
 @every_backend
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_output_stays_between_the_values(backend, causal):
-    arguments = make_arguments(T=T, gate="splat", decay="head" if causal else None)
-    output, _ = attend(arguments, causal=causal, backend=backend)
+    kinds, options = fit(backend, {"decay": "head" if causal else None}, {"routing": "mixture", "top_p": 7})
+    arguments = make_arguments(T=T, gate="splat", **kinds)
+    output, _ = attend(arguments, causal=causal, backend=backend, **options)
     heard = arguments["values"].cummax(1).values if causal else arguments["values"].amax(1, keepdim=True)
     assert (output <= heard + 1e-12).all()
 
 
 @every_backend
 def test_gaussian_routing_is_the_formula_of_the_blueprint(backend):
+    skip_unless(backend, {"routing": "gaussian"})
     arguments = make_arguments(T=T, tied=True)
     output, _ = attend(arguments, causal=False, routing="gaussian", backend=backend)
     expected = torch.zeros_like(output)
@@ -94,25 +127,35 @@ def test_gaussian_routing_is_the_formula_of_the_blueprint(backend):
 
 @every_backend
 @pytest.mark.parametrize("causal", [True, False])
-def test_every_token_adds_a_mass_of_one(backend, causal):
-    arguments = make_arguments(T=T, state=True)
-    _, state = attend(arguments, causal=causal, backend=backend)
+@every_route
+def test_every_token_adds_a_mass_of_one(backend, causal, route):
+    skip_unless(backend, route)
+    if not ROUTINGS[route["routing"]].running_mean:
+        pytest.skip("plain sums")
+    arguments = make_arguments(T=T, state=True, routing=route["routing"])
+    _, state = attend(arguments, causal=causal, backend=backend, **route)
     torch.testing.assert_close(state.mass.sum(-1), arguments["mass"].sum(-1) + T)
 
 
 @every_backend
-def test_one_splat_is_a_running_mean(backend):
-    arguments = make_arguments(T=T, M=1)
-    output, _ = attend(arguments, backend=backend)
+@every_route
+def test_one_splat_is_a_running_mean(backend, route):
+    route = {**route, "top_p": 1} if "top_p" in route else route
+    skip_unless(backend, route)
+    if not ROUTINGS[route["routing"]].running_mean:
+        pytest.skip("plain sums")
+    arguments = make_arguments(T=T, M=1, routing=route["routing"])
+    output, _ = attend(arguments, backend=backend, **route)
     counts = torch.arange(1, T + 1, dtype=torch.float64)[:, None, None]
     assert relative_error(output, arguments["values"].cumsum(1) / counts) <= 1e-12
 
 
 @every_backend
 def test_tied_positions_collect_both_gradients(backend):
+    _, options = fit(backend, {}, {"routing": "mixture"})
     tied = make_arguments(T=T, tied=True)
     apart = {**tied, "receive_positions": tied["send_positions"].clone()}
-    together, each = results(tied, backend=backend), results(apart, backend=backend)
+    together, each = results(tied, backend=backend, **options), results(apart, backend=backend, **options)
     both = each["d send_positions"] + each["d receive_positions"]
     assert relative_error(together["d send_positions"], both) <= 1e-12
 

@@ -9,13 +9,16 @@ from cases import (
     attend,
     cases,
     every_backend,
-    every_routing,
+    every_route,
+    fit,
+    is_clear,
     make_arguments,
     part_of,
     relative_error,
     results,
+    skip_unless,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from splatflow.ops import BACKENDS
@@ -40,8 +43,9 @@ def in_pieces(arguments, cuts, backends, **options):
 @settings(max_examples=60)
 @given(case=cases(causal=True, lengths=LENGTHS), cuts=st.lists(st.floats(0.0, 1.0), max_size=5))
 def test_any_split_equals_one_pass(backends, case, cuts):
-    sizes, options = case
+    sizes, options = fit("sparse" if "sparse" in backends else "", *case)
     arguments = make_arguments(**sizes)
+    assume(is_clear(arguments, options))  # backends alternate
     cuts = [0, *sorted(round(cut * sizes["T"]) for cut in cuts), sizes["T"]]
     expected, expected_state = attend(arguments, **options, backend="reference")
     output, state = in_pieces(arguments, cuts, backends, **options)
@@ -52,12 +56,13 @@ def test_any_split_equals_one_pass(backends, case, cuts):
 
 @every_backend
 def test_gradients_flow_through_the_carried_state(backend):
-    arguments = make_arguments(T=MIN_CHUNK + 7, state=True, decay="splat")
+    sizes, options = fit(backend, {"decay": "splat"}, {"routing": "mixture"})
+    arguments = make_arguments(T=MIN_CHUNK + 7, state=True, **sizes)
     cotangent = torch.randn(arguments["values"].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
     def gradients(cuts):
         leaves = {name: part.detach().requires_grad_() for name, part in arguments.items()}
-        output, _ = in_pieces(leaves, cuts, [backend])
+        output, _ = in_pieces(leaves, cuts, [backend], **options)
         return torch.autograd.grad(output, leaves.values(), cotangent)
 
     length = MIN_CHUNK + 7
@@ -85,18 +90,20 @@ def make_packed(boundaries, *, dtype=torch.float64, **kinds):
     """Arguments for a batch of one, with a state for every document."""
     arguments = make_arguments(B=1, T=boundaries[-1], dtype=dtype, **kinds)
     if "mass" in arguments:
-        documents = make_arguments(B=len(boundaries) - 1, T=1, state=True, dtype=dtype)
+        routing = kinds.get("routing", "mixture")
+        documents = make_arguments(B=len(boundaries) - 1, T=1, state=True, routing=routing, dtype=dtype)
         arguments |= {"mass": documents["mass"], "total": documents["total"]}
     return arguments
 
 
 @every_backend
-@every_routing
+@every_route
 @every_kind
 @pytest.mark.parametrize("boundaries", [BOUNDARIES, [0, 0], [0, 0, 0, 7], [0, 31]], ids=str)
-def test_packed_documents_equal_each_by_itself(backend, routing, kinds, boundaries):
-    arguments = make_packed(boundaries, **kinds)
-    options = {"routing": routing, "backend": backend}
+def test_packed_documents_equal_each_by_itself(backend, route, kinds, boundaries):
+    skip_unless(backend, route, "decay" in kinds)
+    arguments = make_packed(boundaries, **kinds, routing=route["routing"], bias=True)
+    options = {**route, "backend": backend}
     output, state = attend(arguments, **options, cu_seqlens=torch.tensor(boundaries, dtype=torch.int32))
     alone = [attend(document, **options) for document in pack(arguments, boundaries)]
     assert relative_error(output, torch.cat([output for output, _ in alone], 1)) <= TOLERANCE
@@ -107,7 +114,8 @@ def test_packed_documents_equal_each_by_itself(backend, routing, kinds, boundari
 @every_backend
 @every_kind
 def test_packed_gradients_equal_those_of_each_document(backend, kinds):
-    arguments = make_packed(BOUNDARIES, **kinds)
+    kinds, options = fit(backend, kinds, {"routing": "mixture"})
+    arguments = make_packed(BOUNDARIES, **{**kinds, "bias": True})
     generator = torch.Generator().manual_seed(5)
     cotangent = torch.randn(arguments["values"].shape, dtype=torch.float64, generator=generator)
 
@@ -115,9 +123,10 @@ def test_packed_gradients_equal_those_of_each_document(backend, kinds):
         leaves = {name: part.detach().requires_grad_() for name, part in arguments.items()}
         return torch.autograd.grad(function(leaves), leaves.values(), cotangent)
 
-    packed = gradients(lambda leaves: attend(leaves, backend=backend, cu_seqlens=torch.tensor(BOUNDARIES))[0])
+    options["backend"] = backend
+    packed = gradients(lambda leaves: attend(leaves, **options, cu_seqlens=torch.tensor(BOUNDARIES))[0])
     alone = gradients(
-        lambda leaves: torch.cat([attend(document, backend=backend)[0] for document in pack(leaves, BOUNDARIES)], 1)
+        lambda leaves: torch.cat([attend(document, **options)[0] for document in pack(leaves, BOUNDARIES)], 1)
     )
     for name, actual, expected in zip(arguments, packed, alone, strict=True):
         assert relative_error(actual, expected) <= TOLERANCE, name
@@ -127,9 +136,9 @@ def test_packed_gradients_equal_those_of_each_document(backend, kinds):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("sick_document", [0, 2, 5])
 def test_nan_in_one_document_reaches_no_other(backend, causal, sick_document):
-    decay = "head" if causal else None
-    arguments = make_packed(BOUNDARIES, state=True, decay=decay, gate="splat", dtype=torch.float32)
-    options = {"causal": causal, "backend": backend, "cu_seqlens": torch.tensor(BOUNDARIES)}
+    kinds, options = fit(backend, {"decay": "head" if causal else None}, {"routing": "mixture"})
+    arguments = make_packed(BOUNDARIES, state=True, gate="splat", dtype=torch.float32, **kinds)
+    options = {**options, "causal": causal, "backend": backend, "cu_seqlens": torch.tensor(BOUNDARIES)}
     sick_tokens = slice(BOUNDARIES[sick_document], BOUNDARIES[sick_document + 1])
     sick = {name: part.clone() for name, part in arguments.items()}
     for name in sick.keys() & set(PER_TOKEN):
@@ -147,17 +156,19 @@ def test_nan_in_one_document_reaches_no_other(backend, causal, sick_document):
 
 
 @every_backend
-@every_routing
+@every_route
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("state", [True, False])
-def test_padding_equals_leaving_the_padded_tokens_out(backend, routing, causal, state):
-    decay = "splat" if causal else None
-    arguments = make_arguments(B=1, T=101, state=state, decay=decay, gate="head", padding=True)
+def test_padding_equals_leaving_the_padded_tokens_out(backend, route, causal, state):
+    decay = "splat" if causal and backend != "sparse" else None
+    skip_unless(backend, route)
+    kinds = {"routing": route["routing"], "state": state, "decay": decay, "gate": "head", "bias": True}
+    arguments = make_arguments(B=1, T=101, padding=True, **kinds)
     real = arguments.pop("padding_mask")
     without = {name: part[:, real[0]] if name in PER_TOKEN else part for name, part in arguments.items()}
-    for name in arguments.keys() & set(PER_TOKEN) - {"receive_positions"}:
+    for name in arguments.keys() & set(PER_TOKEN) - {"receive_positions", "receive_bias"}:
         arguments[name][~real] = torch.nan
-    options = {"causal": causal, "routing": routing, "backend": backend}
+    options = {"causal": causal, "backend": backend, **route}
     padded = results({**arguments, "padding_mask": real}, **options)
     output, after = attend(without, **options)
     assert relative_error(padded["output"][:, real[0]], output) <= TOLERANCE

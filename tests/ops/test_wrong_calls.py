@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splatflow.nn import SoftmaxAttention, SplatAttention, silence
-from splatflow.ops import Splats, SplatState, splat_attention
+from splatflow.ops import Lattice, Splats, SplatState, splat_attention
 
 B, T, H, M, P, D = 2, 7, 3, 5, 4, 11
 
@@ -18,7 +18,8 @@ call = {
     "splats": Splats(torch.zeros(H, M, P), torch.zeros(H, M), torch.zeros(H, M)),
 }
 one_row = {name: part if name == "splats" else part[:1] for name, part in call.items()}
-centers, log_scales, log_amplitudes = call["splats"]
+centers, log_scales, log_amplitudes, _ = call["splats"]
+lattice = Lattice(torch.zeros(H, 2, 3, P // 2), torch.zeros(H, 2, 3), torch.zeros(H, 2, 3))
 state = SplatState(torch.zeros(B, H, M), torch.zeros(B, H, M, D))
 
 
@@ -84,6 +85,45 @@ WRONG_CALLS = {
         ["log_amplitudes", "[2, 5]", "[3, 5]"],
     ),
     "scales a number": (wrong(splats=call["splats"]._replace(log_scales=0.0)), TypeError, ["log_scales", "float"]),
+    "a lattice for a mixture": (wrong(splats=lattice), TypeError, ["splats", "Lattice", "Splats(centers", "'mixture'"]),
+    "no lattice": (wrong(routing="lattice"), TypeError, ["splats is a Splats", "Lattice(centers", "'lattice'"]),
+    "a lattice of odd halves": (
+        wrong(splats=lattice._replace(log_scales=torch.zeros(H, 2, 4)), routing="lattice"),
+        ValueError,
+        ["log_scales", "[3, 2, 4]", "[3, 2, 3]"],
+    ),
+    "a lattice in a narrow space": (
+        wrong(splats=lattice._replace(centers=torch.zeros(H, 2, 3, 1)), routing="lattice"),
+        ValueError,
+        ["send_positions", "4]", "2]"],
+    ),
+    "no reach": (wrong(routing="compact"), ValueError, ["log_reaches is None", "'compact'"]),
+    "a reach without use": (
+        wrong(splats=call["splats"]._replace(log_reaches=log_scales)),
+        ValueError,
+        ["log_reaches is given", "'mixture'"],
+    ),
+    "more than all splats": (wrong(top_p=6), ValueError, ["top_p is 6", "5"]),
+    "none of the splats": (wrong(top_p=0), ValueError, ["top_p is 0", "1"]),
+    "half a splat": (wrong(top_p=0.5), TypeError, ["top_p is 0.5", "integer"]),
+    "the nearest of those in reach": (
+        wrong(splats=call["splats"]._replace(log_reaches=log_scales), routing="compact", top_p=2),
+        ValueError,
+        ["top_p is 2", "'compact'"],
+    ),
+    "groups without a search": (wrong(routing="grouped"), ValueError, ["top_p is None", "'grouped'"]),
+    "a sparse form of all splats": (wrong(backend="sparse"), ValueError, ["'sparse'", "top_p is None"]),
+    "a sparse form that forgets": (
+        wrong(backend="sparse", top_p=2, log_decay=torch.zeros(B, T, H)),
+        ValueError,
+        ["'sparse'", "log_decay"],
+    ),
+    "a bias for other splats": (wrong(send_bias=torch.zeros(B, T, H, 9)), ValueError, ["send_bias", "9]", "5]"]),
+    "a bias for each lattice splat": (
+        wrong(splats=lattice, routing="lattice", receive_bias=torch.zeros(B, T, H, 9)),
+        ValueError,
+        ["receive_bias", "9]", "6]"],
+    ),
     "causal cross attention": (
         wrong(receive_positions=torch.zeros(B, 6, H, P)),
         ValueError,

@@ -60,14 +60,14 @@ def test_a_layer_puts_all_tokens_on_one_sphere():
         torch.testing.assert_close(positions.square().sum(-1), torch.full((2, T, H), float(P), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("routing", ["mixture", "gaussian"])
 def test_gaussians_of_any_scales_are_a_linear_router(routing):
     positions, splats = normalised_positions(), unequal_splats()
     expected = ROUTINGS[routing].weights(linear_scores(positions, *as_linear(splats, P)))
     torch.testing.assert_close(route(positions, splats, routing), expected, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("routing", ["mixture", "gaussian"])
 def test_a_linear_router_is_gaussians_of_whatever_scales(routing):
     positions, weights, biases = normalised_positions(), normal(6, H, M, P), normal(7, H, M)
     expected = ROUTINGS[routing].weights(linear_scores(positions, weights, biases))

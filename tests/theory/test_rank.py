@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splatflow.ops import ROUTINGS, Splats, splat_attention
+from splatflow.ops import Splats, splat_attention
 
 P = 5
 CUTOFF = 1e-11  # singular values below this share of the largest are rounding, in fp64
@@ -40,14 +40,14 @@ def ranks(matrices):
     return set(torch.linalg.matrix_rank(matrices, rtol=CUTOFF).tolist())
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("routing", ["mixture", "gaussian"])
 @settings(max_examples=30)
 @given(**SIZES)
 def test_the_bidirectional_matrix_has_rank_exactly_the_number_of_splats(routing, num_splats, **sizes):
     assert ranks(token_matrices(num_splats=num_splats, causal=False, routing=routing, **sizes)) == {num_splats}
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("routing", ["mixture", "gaussian"])
 @settings(max_examples=30)
 @given(**SIZES)
 def test_every_block_below_the_causal_diagonal_has_the_largest_rank_that_splats_allow(

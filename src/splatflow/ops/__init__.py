@@ -2,6 +2,6 @@
 
 from .dispatch import BACKENDS, splat_attention
 from .routing import ROUTINGS, log_affinity
-from .splats import Splats, SplatState
+from .splats import Lattice, Splats, SplatState
 
-__all__ = ["BACKENDS", "ROUTINGS", "SplatState", "Splats", "log_affinity", "splat_attention"]
+__all__ = ["BACKENDS", "ROUTINGS", "Lattice", "SplatState", "Splats", "log_affinity", "splat_attention"]

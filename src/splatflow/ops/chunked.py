@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from .decay import decayed_cumsum, decayed_scores, log_decay_after
-from .routing import ROUTINGS, route
-from .splats import MIN_MASS, Splats, SplatState
+from .routing import Router
+from .splats import MIN_MASS, Sources, SplatState, Targets, each
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -32,34 +32,27 @@ BLOCK_ROWS = 8192  # tokens x heads x batch worked on at once: a few MiB an arra
 
 
 def chunked(
-    send_positions: Float[Tensor, "B S H P"],
-    receive_positions: Float[Tensor, "B T H P"],
-    values: Float[Tensor, "B S H D"],
-    splats: Splats,
-    *,
-    causal: bool,
-    routing: str,
-    log_decay: Float[Tensor, "B S H #M"] | None,
-    write_gate: Float[Tensor, "B S H #M"] | None,
-    state: SplatState,
+    sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, by blocks of chunks."""
-    batch, num_sources, num_heads, _ = values.shape
-    num_targets = receive_positions.shape[1]
-    chunk_size = max(MIN_CHUNK, splats.centers.shape[1])
+    batch, num_sources, num_heads, width = sources.values.shape
+    num_targets = targets.positions.shape[1]
+    chunk_size = max(MIN_CHUNK, router.splats.num_splats)
     block_size = max(1, BLOCK_ROWS // max(1, batch * num_heads * chunk_size)) * chunk_size
+    log_decay = sources.log_decay
 
     def send(tokens: slice) -> Float[Tensor, "B H S M"]:
-        weights = route(send_positions[:, tokens], splats, routing)
-        return (weights if write_gate is None else weights * write_gate[:, tokens]).transpose(1, 2)
+        here = each(lambda part: part[:, tokens], sources)
+        weights = router.weights(here.positions, here.bias)
+        return (weights if here.write_gate is None else weights * here.write_gate).transpose(1, 2)
 
     def receive(tokens: slice) -> Float[Tensor, "B H T M"]:
-        return route(receive_positions[:, tokens], splats, routing).transpose(1, 2)
+        return router.weights(*each(lambda part: part[:, tokens], targets)).transpose(1, 2)
 
     def value(tokens: slice) -> Float[Tensor, "B H S D"]:
-        return values[:, tokens].transpose(1, 2).to(state.total.dtype)
+        return sources.values[:, tokens].transpose(1, 2).to(state.total.dtype)
 
-    running_mean = ROUTINGS[routing].running_mean
+    running_mean = router.routing.running_mean
     output = Output(num_targets)
     if causal:
         for tokens, length in _blocks(num_sources, block_size, chunk_size):
@@ -80,7 +73,7 @@ def chunked(
         means = state.total / state.mass.clamp_min(MIN_MASS)[..., None] if running_mean else state.total
         for tokens, _ in _blocks(num_targets, block_size, 1):
             output.append(tokens, receive(tokens) @ means)
-    return output.join(state.total.new_empty(batch, num_heads, 0, values.shape[-1])), state
+    return output.join(state.total.new_empty(batch, num_heads, 0, width)), state
 
 
 class Output:

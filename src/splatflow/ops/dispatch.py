@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -17,7 +17,9 @@ from .chunked import chunked
 from .documents import Mix, over_documents, without_padding
 from .recurrent import recurrent
 from .reference import reference
-from .splats import Splats, SplatState, inner_dtype
+from .routing import ROUTINGS, Router
+from .sparse import sparse
+from .splats import Lattice, Sources, Splats, SplatState, Targets, inner_dtype
 from .validate import check_arguments
 
 if TYPE_CHECKING:
@@ -26,19 +28,29 @@ if TYPE_CHECKING:
 
 
 class Backend(NamedTuple):
-    """One way to compute the operator. `supports(causal=, routing=)` returns None, or why not."""
+    """One way to compute the operator: `function(sources, targets, router, state, causal=)`.
+
+    `supports(router, log_decay=)` returns None, or why not; `log_decay` says whether there is one.
+    """
 
     function: Mix
     supports: Callable[..., str | None]
 
 
-def _always(**_: Any) -> None:
+def _always(router: Router, *, log_decay: bool) -> None:
     return None
+
+
+def _few_touched(router: Router, *, log_decay: bool) -> str | None:
+    if router.top_p is None:
+        return "it touches few splats a token, and top_p is None"
+    return "it cannot forget, and log_decay was given" if log_decay else None
 
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference, _always),  # dense T x T, the definition
     "recurrent": Backend(recurrent, _always),  # token by token, the decoding step
+    "sparse": Backend(sparse, _few_touched),  # many splats, of which a token touches few
     "chunked": Backend(chunked, _always),  # the portable fast path
 }
 
@@ -47,10 +59,13 @@ def splat_attention(
     send_positions: Float[Tensor, "B S H P"],
     receive_positions: Float[Tensor, "B T H P"],
     values: Float[Tensor, "B S H D"],
-    splats: Splats,
+    splats: Splats | Lattice,
     *,
     causal: bool = True,
     routing: str = "mixture",
+    top_p: int | None = None,
+    send_bias: Float[Tensor, "B S H R"] | None = None,
+    receive_bias: Float[Tensor, "B T H R"] | None = None,
     log_decay: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
     write_gate: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
     padding_mask: Bool[Tensor, "B S"] | None = None,
@@ -72,9 +87,16 @@ def splat_attention(
         send_positions: where each source token lies when it sends.
         receive_positions: where each target token lies when it receives. The same tensor ties the two.
         values: what is sent.
-        splats: `Splats(centers [H, M, P], log_scales [H, M], log_amplitudes [H, M])`.
+        splats: `Splats(centers [H, M, P], log_scales [H, M], log_amplitudes [H, M])`; with `log_reaches` [H, M] for
+            the routing "compact". For "lattice" `Lattice(centers [H, 2, K, P / 2], log_scales [H, 2, K],
+            log_amplitudes [H, 2, K])`, which stands for M = K x K splats.
         causal: a target hears itself and what came before; T must equal S.
-        routing: "mixture" (softmax over splats, running means) or "gaussian" (raw Gaussians, plain sums).
+        routing: "mixture" (softmax over splats, running means), "gaussian" (raw Gaussians, plain sums), "compact"
+            (Gaussians that end), "lattice" (very many splats) or "grouped" (many, found in two levels).
+        top_p: how many splats, the nearest, a token sends to and receives from; None: all. Not for "compact"; needed
+            for "grouped".
+        send_bias, receive_bias: added to the log-affinities, R = M numbers a token and head; for "lattice" R = 2 K,
+            those of the first half first.
         log_decay: <= 0, how much all that came before is forgotten when a token arrives, as a natural logarithm, per
             head or per splat. 0 forgets nothing, -inf everything. Causal only.
         write_gate: in [0, 1], multiplies what a token sends, per head or per splat.
@@ -82,7 +104,8 @@ def splat_attention(
         state: what the splats hold before the first token: what an earlier piece of the sequence left, or a prior.
             None: nothing. With `cu_seqlens` one state a document.
         cu_seqlens: boundaries [0, ..., T] of documents packed end to end in a batch of one; none hears another.
-        backend: "auto", "chunked", "recurrent" or "reference"; all give the same.
+        backend: "auto", "chunked", "sparse", "recurrent" or "reference"; all give the same. "sparse" needs a `top_p`
+            and no `log_decay`.
 
     Returns:
         The output [B, T, H, D], and the state after the last token, from which a next piece can go on.
@@ -106,70 +129,47 @@ def splat_attention(
         splats,
         causal=causal,
         routing=routing,
+        top_p=top_p,
+        send_bias=send_bias,
+        receive_bias=receive_bias,
         log_decay=log_decay,
         write_gate=write_gate,
         padding_mask=padding_mask,
         state=state,
         cu_seqlens=cu_seqlens,
     )
-    splats = Splats(*splats)  # a plain tuple will do
-    state = None if state is None else SplatState(*state)
-    function = _choose(backend, values.shape[1], causal=causal, routing=routing)
-    mix = partial(_call, function, splats, causal, routing)
+    router = Router(ROUTINGS[routing], ROUTINGS[routing].kind(*splats), top_p)  # a plain tuple will do
     dtype = inner_dtype(values.dtype)
     log_decay, write_gate = _per_splat(log_decay, dtype), _per_splat(write_gate, dtype)
+    sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
+    targets = Targets(receive_positions, receive_bias)
+    mix = partial(_choose(backend, router, values.shape[1], causal, log_decay is not None), causal=causal)
     if state is None:
         num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-        state = SplatState.empty(values, num_sequences, splats.centers.shape[1])
+        state = SplatState.empty(values, num_sequences, router.splats.num_splats)
+    state = SplatState(*state)
     with torch.autocast(values.device.type, enabled=False):  # sums and affinities are never narrower than fp32
         if cu_seqlens is not None:
-            boundaries = cu_seqlens.tolist()
-            output, state = over_documents(
-                mix, boundaries, send_positions, receive_positions, values, log_decay, write_gate, state
-            )
+            output, state = over_documents(mix, cu_seqlens.tolist(), sources, targets, router, state)
         else:
-            sources = (send_positions, values, log_decay, write_gate)
-            if padding_mask is not None:
-                sources = without_padding(padding_mask, *sources)
-            output, state = mix(sources[0], receive_positions, *sources[1:], state)
+            sources = sources if padding_mask is None else without_padding(padding_mask, sources)
+            output, state = mix(sources, targets, router, state)
     return output.to(values.dtype), state
 
 
-def _choose(backend: str, num_tokens: int, *, causal: bool, routing: str) -> Mix:
+def _choose(backend: str, router: Router, num_tokens: int, causal: bool, log_decay: bool) -> Mix:
     if backend == "auto":
-        backend = "recurrent" if causal and num_tokens == 1 else "chunked"
+        backend = "chunked"
+        if causal and num_tokens == 1 and router.top_p is None:
+            backend = "recurrent"
+        elif BACKENDS["sparse"].supports(router, log_decay=log_decay) is None:
+            backend = "sparse"
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {['auto', *BACKENDS]}")
-    reason = BACKENDS[backend].supports(causal=causal, routing=routing)
+    reason = BACKENDS[backend].supports(router, log_decay=log_decay)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot do this: {reason}")
     return BACKENDS[backend].function
-
-
-def _call(
-    function: Mix,
-    splats: Splats,
-    causal: bool,
-    routing: str,
-    send_positions: Tensor,
-    receive_positions: Tensor,
-    values: Tensor,
-    log_decay: Tensor | None,
-    write_gate: Tensor | None,
-    state: SplatState,
-) -> tuple[Tensor, SplatState]:
-    """A backend with the tensors that change from call to call in one order."""
-    return function(
-        send_positions,
-        receive_positions,
-        values,
-        splats,
-        causal=causal,
-        routing=routing,
-        log_decay=log_decay,
-        write_gate=write_gate,
-        state=state,
-    )
 
 
 def _per_splat(factor: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "B S H #M"] | None:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .splats import SplatState, inner_dtype
+from .routing import Router
+from .splats import Sources, SplatState, Targets, each, inner_dtype
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-# (send positions, receive positions, values, log_decay, write_gate, state) -> (output, state)
+# (sources, targets, router, state) -> (output, state)
 Mix = Callable[..., "tuple[Tensor, SplatState]"]
 
 
@@ -50,36 +51,25 @@ def lay_out(boundaries: Sequence[int], device: torch.device) -> Iterator[Documen
         yield DocumentBatch(documents, torch.where(real, starts[documents, None] + offsets, 0), real)
 
 
-def without_padding(
-    real: Bool[Tensor, "B S"],
-    send_positions: Float[Tensor, "B S H P"],
-    values: Float[Tensor, "B S H D"],
-    log_decay: Float[Tensor, "B S H #M"] | None,
-    write_gate: Float[Tensor, "B S H #M"] | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def without_padding(real: Bool[Tensor, "B S"], sources: Sources) -> Sources:
     """The sources with padding that neither sends nor forgets; whatever stood there, NaN included, is gone."""
     padding = ~real[:, :, None, None]
-    gate = values.new_ones(*values.shape[:3], 1, dtype=inner_dtype(values.dtype)) if write_gate is None else write_gate
-    return (
-        send_positions.masked_fill(padding, 0.0),
-        values.masked_fill(padding, 0.0),
-        None if log_decay is None else log_decay.masked_fill(padding, 0.0),
-        gate.masked_fill(padding, 0.0),
-    )
+    if sources.write_gate is None:
+        open_gate = sources.values.new_ones(*sources.values.shape[:3], 1, dtype=inner_dtype(sources.values.dtype))
+        sources = sources._replace(write_gate=open_gate)
+    return each(lambda part: part.masked_fill(padding, 0.0), sources)
 
 
 def over_documents(
     mix: Mix,
     boundaries: Sequence[int],
-    send_positions: Float[Tensor, "1 T H P"],
-    receive_positions: Float[Tensor, "1 T H P"],
-    values: Float[Tensor, "1 T H D"],
-    log_decay: Float[Tensor, "1 T H #M"] | None,
-    write_gate: Float[Tensor, "1 T H #M"] | None,
+    sources: Sources,
+    targets: Targets,
+    router: Router,
     state: SplatState,
 ) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
     """Every document by itself, those of similar length in one batch. The state has the documents as its batch."""
-    batches = list(lay_out(boundaries, values.device))
+    batches = list(lay_out(boundaries, sources.values.device))
     outputs, masses, totals = [], [], []
     for batch in batches:
         padding = ~batch.real[:, :, None, None]
@@ -87,15 +77,9 @@ def over_documents(
         def cut_out(part: Tensor, places: Tensor = batch.places, padding: Tensor = padding) -> Tensor:
             return part[0, places].masked_fill(padding, 0.0)
 
-        sources = without_padding(
-            batch.real,
-            cut_out(send_positions),
-            cut_out(values),
-            None if log_decay is None else cut_out(log_decay),
-            None if write_gate is None else cut_out(write_gate),
-        )
         before = SplatState(state.mass[batch.documents], state.total[batch.documents])
-        output, after = mix(sources[0], cut_out(receive_positions), *sources[1:], before)
+        here = without_padding(batch.real, each(cut_out, sources))
+        output, after = mix(here, each(cut_out, targets), router, before)
         outputs.append(output[batch.real])
         masses.append(after.mass)
         totals.append(after.total)

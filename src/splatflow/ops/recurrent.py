@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .routing import ROUTINGS, route
-from .splats import MIN_MASS, Splats, SplatState
+from .routing import Router
+from .splats import MIN_MASS, Sources, SplatState, Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,23 +43,14 @@ def read(state: SplatState, receive: Float[Tensor, "B H M"], running_mean: bool)
 
 
 def recurrent(
-    send_positions: Float[Tensor, "B S H P"],
-    receive_positions: Float[Tensor, "B T H P"],
-    values: Float[Tensor, "B S H D"],
-    splats: Splats,
-    *,
-    causal: bool,
-    routing: str,
-    log_decay: Float[Tensor, "B S H #M"] | None,
-    write_gate: Float[Tensor, "B S H #M"] | None,
-    state: SplatState,
+    sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, token by token. With one token this is the decoding step."""
-    send, receive = route(send_positions, splats, routing), route(receive_positions, splats, routing)
-    if write_gate is not None:
-        send = send * write_gate
-    values = values.to(send.dtype)
-    running_mean = ROUTINGS[routing].running_mean
+    send, receive = router.weights(sources.positions, sources.bias), router.weights(*targets)
+    if sources.write_gate is not None:
+        send = send * sources.write_gate
+    values, log_decay = sources.values.to(send.dtype), sources.log_decay
+    running_mean = router.routing.running_mean
 
     outputs = []
     for source in range(values.shape[1]):

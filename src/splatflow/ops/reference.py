@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from .routing import ROUTINGS, route
-from .splats import MIN_MASS, Splats, SplatState
+from .routing import Router
+from .splats import MIN_MASS, Sources, SplatState, Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,22 +33,13 @@ def decay_matrix(log_decay: Float[Tensor, "B S H M"]) -> Float[Tensor, "B H S S 
 
 
 def reference(
-    send_positions: Float[Tensor, "B S H P"],
-    receive_positions: Float[Tensor, "B T H P"],
-    values: Float[Tensor, "B S H D"],
-    splats: Splats,
-    *,
-    causal: bool,
-    routing: str,
-    log_decay: Float[Tensor, "B S H #M"] | None,
-    write_gate: Float[Tensor, "B S H #M"] | None,
-    state: SplatState,
+    sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state from the dense token-token matrix."""
-    send, receive = route(send_positions, splats, routing), route(receive_positions, splats, routing)
-    if write_gate is not None:
-        send = send * write_gate
-    values = values.to(send.dtype)
+    send, receive = router.weights(sources.positions, sources.bias), router.weights(*targets)
+    if sources.write_gate is not None:
+        send = send * sources.write_gate
+    values, log_decay = sources.values.to(send.dtype), sources.log_decay
     no_decay = torch.zeros_like(send) if log_decay is None else log_decay.expand_as(send)
     if causal:
         kept = no_decay.cumsum(1).exp()  # [B, T, H, M], decay(i, 0)
@@ -60,7 +51,7 @@ def reference(
         paths = send.transpose(1, 2)[:, :, None].expand(-1, -1, receive.shape[1], -1, -1)
 
     mass = kept * state.mass[:, None] + torch.einsum("BHTSM->BTHM", paths)
-    read = receive / mass.clamp_min(MIN_MASS) if ROUTINGS[routing].running_mean else receive
+    read = receive / mass.clamp_min(MIN_MASS) if router.routing.running_mean else receive
     weights = torch.einsum("BTHM,BHTSM->BHTS", read, paths)
     output = torch.einsum("BHTS,BSHD->BTHD", weights, values)
     output = output + torch.einsum("BTHM,BHMD->BTHD", read * kept, state.total)

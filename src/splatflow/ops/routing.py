@@ -2,10 +2,10 @@
 
     l(p, m) = log alpha_m - |p - c_m|^2 / (2 sigma_m^2)
 
-A new routing is one function of the log-affinity and one row of `ROUTINGS`.
+A new routing is a function or two of this and one row of `ROUTINGS`.
 """
 
-# B batch, T token, H head, M splat, P position width
+# B batch, T token, H head, M splat, K point of half a lattice, P position width, R a bias: M or 2 K, N chosen splat
 
 from __future__ import annotations
 
@@ -14,65 +14,264 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .splats import Splats, inner_dtype
+from .search import best, best_pairs, groups_of
+from .splats import Lattice, Splats, inner_dtype
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
+GROUPS_SEARCHED = 4  # of about sqrt(M)
+SCORED_AT_ONCE = 2**20  # log-affinities, of which few are kept, so that they stay in the cache
+SEARCHED_AT_ONCE = 2**22  # numbers of candidates' centers, the same
 # The farthest a token can be, as a log-affinity. Finite, so that a softmax over splats that are all out of reach is
 # uniform instead of NaN.
 FARTHEST = -1e30
 
 
-def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
-    """Logarithm of each splat's Gaussian at each position: log alpha_m - |p - c_m|^2 / (2 sigma_m^2).
+def nearness(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
+    """-|p - c_m|^2 / (2 sigma_m^2), the exponent of each splat's Gaussian at each position.
 
     Computed in fp32 or wider by the expanded square, so nothing of size T x M x P exists. The square cannot turn
     negative by rounding. Scales from 1e-8 to 1e8 are safe in fp32; far outside of that a square may overflow to NaN.
+    """
+    dtype = inner_dtype(positions.dtype)
+    positions, centers = positions.to(dtype), splats.centers.to(dtype)
+    precision = torch.exp(-2.0 * splats.log_scales.to(dtype))  # [H, M], 1 / sigma^2
+    # H stands first in the product: one matrix product a head, with the centers as its right side
+    cross = torch.einsum("BTHP,HMP->BTHM", positions, centers * precision[..., None])
+    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [B, T, H, 1]
+    half_center = 0.5 * precision * centers.square().sum(-1)  # [H, M]
+    near = (cross - 0.5 * precision * squared_norm - half_center).clamp_min(FARTHEST)
+    # a token on its splat may seem nearer than near by rounding; that is taken off, but not from the gradient
+    return near - near.detach().clamp_min(0.0)
+
+
+def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
+    """Logarithm of each splat's Gaussian at each position: log alpha_m - |p - c_m|^2 / (2 sigma_m^2).
 
     Example:
         >>> splats = Splats(torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1))
         >>> log_affinity(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), splats).item()
         -12.5
     """
-    dtype = inner_dtype(positions.dtype)
-    positions = positions.to(dtype)
-    centers, log_scales, log_amplitudes = (parameter.to(dtype) for parameter in splats)
-    precision = torch.exp(-2.0 * log_scales)  # [H, M], 1 / sigma^2
-    # H stands first in the product: one matrix product a head, with the centers as its right side
-    cross = torch.einsum("BTHP,HMP->BTHM", positions, centers * precision[..., None])
-    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [B, T, H, 1]
-    half_center = 0.5 * precision * centers.square().sum(-1)  # [H, M]
-    nearness = (cross - 0.5 * precision * squared_norm - half_center).clamp_min(FARTHEST)
-    # a token on its splat may seem nearer than near by rounding; that is taken off, but not from the gradient
-    return log_amplitudes + (nearness - nearness.detach().clamp_min(0.0))
+    return splats.log_amplitudes.to(inner_dtype(positions.dtype)) + nearness(positions, splats)
 
 
-class Routing(NamedTuple):
-    """One way to use the log-affinities.
+def compact_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
+    """Gaussians that end: log alpha_m - |p - c_m|^2 / (2 sigma_m^2) + log max(0, 1 - |p - c_m|^2 / tau_m^2).
 
-    `weights` makes send and receive weights of them. `running_mean` says what a splat holds: the mean of what was sent
-    to it (True), or the plain sum (False).
+    A token out of reach of every splat goes to the nearest one, as if it were the only one. The kernel falls to 0
+    without a jump, so that the reach tau has a gradient.
+
+    Example:
+        >>> zero, one = torch.zeros(1, 2), torch.tensor([[0.0, 3.0]])
+        >>> splats = Splats(one[..., None], zero, zero, zero)  # at 0 and 3, both of reach 1
+        >>> compact_affinity(torch.tensor([0.5, 2.0, 5.0]).view(1, 3, 1, 1), splats).softmax(-1)[0, :, 0].tolist()
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """
+    near = nearness(positions, splats)
+    assert splats.log_reaches is not None, "the border has checked it"
+    scales, reaches = (part.to(near.dtype) for part in (splats.log_scales, splats.log_reaches))
+    share = -2.0 * near * torch.exp(2.0 * (scales - reaches))  # |p - c|^2 / tau^2
+    within = ~(share >= 1)  # a nan is let through, to show itself
+    kernel = torch.log1p(-share.masked_fill(~within, 0.0))
+    affinities = (splats.log_amplitudes.to(near.dtype) + near + kernel).masked_fill(~within, FARTHEST)
+    distance = -2.0 * near.detach() * torch.exp(2.0 * scales.detach())
+    nearest = torch.zeros_like(within).scatter(-1, distance.argmin(-1, keepdim=True), True)
+    alone = torch.where(nearest, 0.0, FARTHEST).to(near.dtype)
+    return torch.where(within.any(-1, keepdim=True), affinities, alone)
 
-    weights: Callable[[Float[Tensor, "B T H M"]], Float[Tensor, "B T H M"]]
-    running_mean: bool
+
+def lattice_halves(
+    positions: Float[Tensor, "B T H P"], lattice: Lattice, bias: Float[Tensor, "B T H R"] | None
+) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
+    """Log-affinities of the halves of each position to the points of the halves of the space.
+
+    Many are looked at and few are used, so each is one product of (p, |p|^2, 1) with (c / sigma^2, -1 / (2 sigma^2),
+    log alpha - |c|^2 / (2 sigma^2)), and what is used is clamped later.
+    """
+    dtype = inner_dtype(positions.dtype)
+    centers, log_scales, log_amplitudes = (part.to(dtype) for part in lattice)
+    precision = torch.exp(-2.0 * log_scales)[..., None]  # [H, 2, K, 1]
+    constant = log_amplitudes[..., None] - 0.5 * precision * centers.square().sum(-1, keepdim=True)
+    factors = torch.cat([centers * precision, -0.5 * precision, constant], -1)
+    halves = positions.to(dtype).unflatten(-1, (2, -1))  # [B, T, H, 2, P / 2]
+    squared_norm = torch.linalg.vector_norm(halves, dim=-1, keepdim=True).square()
+    halves = torch.cat([halves, squared_norm, torch.ones_like(squared_norm)], -1)
+    first, second = (torch.einsum("BTHP,HKP->BTHK", halves[..., half, :], factors[:, half]) for half in (0, 1))
+    if bias is None:
+        return first, second
+    of_first, of_second = bias.to(dtype).chunk(2, -1)
+    return first + of_first, second + of_second
 
 
-def posterior(log_affinities: Float[Tensor, "B T H M"]) -> Float[Tensor, "B T H M"]:
+def all_of_free(affinity: Callable[..., Tensor]) -> Callable[..., Float[Tensor, "B T H M"]]:
+    """Log-affinities to all splats that lie anywhere, the bias added."""
+
+    def everywhere(positions: Tensor, splats: Splats, bias: Tensor | None) -> Tensor:
+        affinities = affinity(positions, splats)
+        return affinities if bias is None else affinities + bias.to(affinities.dtype)
+
+    return everywhere
+
+
+def all_of_lattice(
+    positions: Float[Tensor, "B T H P"], lattice: Lattice, bias: Float[Tensor, "B T H R"] | None
+) -> Float[Tensor, "B T H M"]:
+    """Log-affinities to all K x K splats: for few of them."""
+    first, second = lattice_halves(positions, lattice, bias)
+    return (first[..., :, None] + second[..., None, :]).flatten(-2).clamp_min(FARTHEST)
+
+
+class Chosen(NamedTuple):
+    """The splats that a token is nearest to, and what is said of each: a log-affinity or a weight."""
+
+    at: Int[Tensor, "B T H N"]
+    of: Float[Tensor, "B T H N"]
+
+
+def nearest_of_all(
+    positions: Float[Tensor, "B T H P"], splats: Splats, bias: Float[Tensor, "B T H M"] | None, top_p: int
+) -> Chosen:
+    """The exact search: every splat is looked at. Of equals the one of the lower number comes first."""
+    with torch.no_grad():
+        index = best(all_of_free(log_affinity)(positions, splats, bias), top_p)
+    return Chosen(index, affinity_at(positions, splats, bias, index))
+
+
+def nearest_of_groups(
+    positions: Float[Tensor, "B T H P"], splats: Splats, bias: Float[Tensor, "B T H M"] | None, top_p: int
+) -> Chosen:
+    """The search in two levels: the nearest groups of splats, then their members. It may miss some of the best.
+
+    Splats are sorted into about sqrt(M) groups that lie together, and the members of the `GROUPS_SEARCHED` nearest are
+    looked at. `missed_share` says what that costs.
+    """
+    with torch.no_grad():
+        members, means = groups_of(splats.centers)
+        heads = torch.arange(members.shape[0], device=members.device)[:, None]
+        size = max(1, SEARCHED_AT_ONCE // max(1, positions[:, :1].numel() * GROUPS_SEARCHED * members.shape[-1]))
+        of_groups = Splats(means, *(means.new_zeros(means.shape[:2]),) * 2)
+        found = []
+        for start in range(0, max(1, positions.shape[1]), size):
+            here = slice(start, start + size)
+            groups = best(log_affinity(positions[:, here], of_groups), GROUPS_SEARCHED)
+            candidates = members[heads, groups].flatten(-2)
+            part = None if bias is None else bias[:, here]
+            places = best(affinity_at(positions[:, here], splats, part, candidates), top_p)
+            found.append(candidates.gather(-1, places))
+        index = torch.cat(found, 1)
+    return Chosen(index, affinity_at(positions, splats, bias, index))
+
+
+def nearest_of_lattice(
+    positions: Float[Tensor, "B T H P"], lattice: Lattice, bias: Float[Tensor, "B T H R"] | None, top_p: int
+) -> Chosen:
+    """The exact search among K x K splats, from 2 K distances: a Gaussian factorises over the halves of the space."""
+    first, second = lattice_halves(positions, lattice, bias)
+    in_first, in_second = best_pairs(first, second, top_p)
+    index = in_first * lattice.centers.shape[2] + in_second
+    return Chosen(index, (first.gather(-1, in_first) + second.gather(-1, in_second)).clamp_min(FARTHEST))
+
+
+def affinity_at(
+    positions: Float[Tensor, "B T H P"],
+    splats: Splats,
+    bias: Float[Tensor, "B T H M"] | None,
+    index: Int[Tensor, "B T H N"],
+) -> Float[Tensor, "B T H N"]:
+    """Log-affinities to the splats that `index` names, the bias added: N of M, so N x P numbers a token."""
+    heads = torch.arange(index.shape[2], device=index.device)[:, None]
+    dtype = inner_dtype(positions.dtype)
+    centers, log_scales, log_amplitudes = (part.to(dtype)[heads, index] for part in splats[:3])
+    distance = (positions.to(dtype)[..., None, :] - centers).square().sum(-1)
+    affinities = log_amplitudes - (0.5 * distance * torch.exp(-2.0 * log_scales)).clamp_max(-FARTHEST)
+    return affinities if bias is None else affinities + bias.to(dtype).gather(-1, index)
+
+
+def posterior(log_affinities: Float[Tensor, "B T H N"]) -> Float[Tensor, "B T H N"]:
     """The share of each splat in a token: the posterior of a Gaussian mixture (the E step of EM)."""
     return log_affinities.softmax(-1)
 
 
+class Routing(NamedTuple):
+    """One way to make weights of positions.
+
+    `affinity(positions, splats, bias)` gives the log-affinities to all splats, `nearest(positions, splats, bias,
+    top_p)` the best of them (None: there is no top_p); `weights` makes send and receive weights of either.
+    `running_mean` says what a splat holds: the mean of what was sent to it (True), or the plain sum (False). `kind` is
+    the type of its splats.
+    """
+
+    affinity: Callable[..., Float[Tensor, "B T H M"]]
+    weights: Callable[[Float[Tensor, "B T H N"]], Float[Tensor, "B T H N"]]
+    running_mean: bool
+    nearest: Callable[..., Chosen] | None = None
+    kind: type[Splats] | type[Lattice] = Splats
+
+
 ROUTINGS: dict[str, Routing] = {
     # the default: shares that sum to 1, and the running mean of what was sent
-    "mixture": Routing(posterior, running_mean=True),
+    "mixture": Routing(all_of_free(log_affinity), posterior, running_mean=True, nearest=nearest_of_all),
     # the idea as first written down: raw Gaussians and plain sums, A (A^T V). Underflows to 0 for wide positions
-    "gaussian": Routing(torch.exp, running_mean=False),
+    "gaussian": Routing(all_of_free(log_affinity), torch.exp, running_mean=False, nearest=nearest_of_all),
+    # Gaussians that end at a learned distance
+    "compact": Routing(all_of_free(compact_affinity), posterior, running_mean=True),
+    # all pairs of two small sets of points: very many splats, of which the nearest are found exactly
+    "lattice": Routing(all_of_lattice, posterior, running_mean=True, nearest=nearest_of_lattice, kind=Lattice),
+    # many splats that lie anywhere, of which near ones are found by way of groups
+    "grouped": Routing(all_of_free(log_affinity), posterior, running_mean=True, nearest=nearest_of_groups),
 }
 
 
-def route(positions: Float[Tensor, "B T H P"], splats: Splats, routing: str) -> Float[Tensor, "B T H M"]:
+class Router(NamedTuple):
+    """A routing with its splats, and how many of them a token may touch (None: all)."""
+
+    routing: Routing
+    splats: Splats | Lattice
+    top_p: int | None
+
+    def weights(
+        self, positions: Float[Tensor, "B T H P"], bias: Float[Tensor, "B T H R"] | None = None
+    ) -> Float[Tensor, "B T H M"]:
+        """A weight for every splat, 0 for those that are not among the nearest."""
+        if self.top_p is None:
+            return self.routing.weights(self.routing.affinity(positions, self.splats, bias))
+        index, weights = self.chosen(positions, bias)
+        nothing = weights.new_zeros(*weights.shape[:-1], self.splats.num_splats)
+        return nothing.scatter(-1, index, weights)
+
+    def chosen(self, positions: Float[Tensor, "B T H P"], bias: Float[Tensor, "B T H R"] | None = None) -> Chosen:
+        """The nearest splats and their weights."""
+        assert self.routing.nearest is not None, "the border has checked it"
+        assert self.top_p is not None, "the border has checked it"
+        at_once = max(1, SCORED_AT_ONCE // max(1, positions[:, :1, :, 0].numel() * self.splats.log_scales[0].numel()))
+        found = [
+            self.routing.nearest(positions[:, here], self.splats, None if bias is None else bias[:, here], self.top_p)
+            for here in (slice(start, start + at_once) for start in range(0, max(1, positions.shape[1]), at_once))
+        ]
+        index, affinities = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        return Chosen(index, self.routing.weights(affinities))
+
+
+def route(
+    positions: Float[Tensor, "B T H P"], splats: Splats | Lattice, routing: str, top_p: int | None = None
+) -> Float[Tensor, "B T H M"]:
     """Weights of the named routing at these positions."""
-    return ROUTINGS[routing].weights(log_affinity(positions, splats))
+    return Router(ROUTINGS[routing], splats, top_p).weights(positions)
+
+
+def missed_share(
+    positions: Float[Tensor, "B T H P"], splats: Splats | Lattice, routing: str, top_p: int
+) -> Float[Tensor, "B T H"]:
+    """What share of the posterior over all splats lies with those that a top-p routing leaves out.
+
+    Example:
+        >>> splats = Splats(torch.zeros(1, 4, 2), torch.zeros(1, 4), torch.zeros(1, 4))  # four alike: a quarter each
+        >>> missed_share(torch.zeros(1, 1, 1, 2), splats, "mixture", top_p=3).item()
+        0.25
+    """
+    row = ROUTINGS[routing]
+    index, _ = Router(row, splats, top_p).chosen(positions)
+    return 1.0 - posterior(row.affinity(positions, splats, None)).gather(-1, index).sum(-1)

@@ -1,10 +1,11 @@
-"""What the operators speak about: Gaussian splats, and what the splats remember."""
+"""What the operators speak about: Gaussian splats, tokens, and what the splats remember."""
 
-# B batch, H head, M splat, P position width, D value width
+# B batch, T target token, S source token, H head, M splat, K point of half a lattice, P position width, D value width
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+Tokens = TypeVar("Tokens", bound=tuple)  # Sources or Targets
 
 # A running mean divides by the mass that a splat was sent. Below this mass the quotient is scaled down towards 0, so
 # that a splat of mass 0 says nothing, and 1 / mass^2, which stands in the gradient, is far from the end of fp32.
@@ -21,12 +23,62 @@ MIN_MASS = 1e-16
 class Splats(NamedTuple):
     """M Gaussians a head: where they lie, how wide and how strong they are.
 
-    `log_scales` is the logarithm of the standard deviation sigma, in the units of the positions.
+    `log_scales` is the logarithm of the standard deviation sigma, in the units of the positions; `log_reaches` that of
+    the distance tau from which on a splat is out of reach, for the routing "compact" alone.
     """
 
     centers: Float[Tensor, "H M P"]
     log_scales: Float[Tensor, "H M"]
     log_amplitudes: Float[Tensor, "H M"]
+    log_reaches: Float[Tensor, "H M"] | None = None
+
+    @property
+    def num_splats(self) -> int:
+        return self.centers.shape[1]
+
+    @property
+    def position_dim(self) -> int:
+        return self.centers.shape[-1]
+
+
+class Lattice(NamedTuple):
+    """M = K x K splats a head, whose centers are all pairs of K points of each half of the space.
+
+    A Gaussian factorises over the halves: the log-affinity of splat (a, b), which has the number a K + b, is that of
+    point a to the first half of a position plus that of point b to the second.
+    """
+
+    centers: Float[Tensor, "H 2 K P/2"]
+    log_scales: Float[Tensor, "H 2 K"]
+    log_amplitudes: Float[Tensor, "H 2 K"]
+
+    @property
+    def num_splats(self) -> int:
+        return self.centers.shape[2] ** 2
+
+    @property
+    def position_dim(self) -> int:
+        return 2 * self.centers.shape[-1]
+
+
+class Sources(NamedTuple):
+    """Tokens that send: where from, what, and how. What is None does nothing.
+
+    `bias` is added to their log-affinities, one number a splat (a lattice: one a point, those of the first half first).
+    """
+
+    positions: Float[Tensor, "B S H P"]
+    values: Float[Tensor, "B S H D"]
+    bias: Float[Tensor, "B S H R"] | None
+    log_decay: Float[Tensor, "B S H #M"] | None
+    write_gate: Float[Tensor, "B S H #M"] | None
+
+
+class Targets(NamedTuple):
+    """Tokens that receive."""
+
+    positions: Float[Tensor, "B T H P"]
+    bias: Float[Tensor, "B T H R"] | None
 
 
 class SplatState(NamedTuple):
@@ -57,3 +109,9 @@ class SplatState(NamedTuple):
 def inner_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums are kept in: fp64 stays itself, everything narrower is summed in fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def each(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
+    """`function` of every part of some tokens that is there."""
+    parts = [None if part is None else function(part) for part in tokens]
+    return type(tokens)(*parts)  # type: ignore[arg-type]  # the named tuples, each of its own parts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .routing import ROUTINGS
-from .splats import Splats, SplatState, inner_dtype
+from .splats import Lattice, Splats, SplatState, inner_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +22,13 @@ def check_arguments(
     send_positions: Tensor,
     receive_positions: Tensor,
     values: Tensor,
-    splats: Splats,
+    splats: Splats | Lattice,
     *,
     causal: bool,
     routing: str,
+    top_p: int | None,
+    send_bias: Tensor | None,
+    receive_bias: Tensor | None,
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     padding_mask: Tensor | None,
@@ -35,34 +38,38 @@ def check_arguments(
     """Raises ValueError or TypeError if the arguments of `splat_attention` do not fit together."""
     if routing not in ROUTINGS:
         raise ValueError(f"routing is {routing!r}, expected one of {list(ROUTINGS)}")
-    if not (isinstance(splats, tuple) and len(splats) == 3):
-        raise TypeError(f"splats is a {type(splats).__name__}, expected Splats(centers, log_scales, log_amplitudes)")
-    splats = Splats(*splats)
+    checked = {
+        "values": (values, 4),
+        "send_positions": (send_positions, 4),
+        "receive_positions": (receive_positions, 4),
+    }
+    splats = _check_kind(splats, routing)
+    axes = {part: 3 + (routing == "lattice") - (part != "centers") for part in splats._fields}
+    parts = {part: tensor for part, tensor in zip(splats._fields, splats, strict=True) if tensor is not None}
     _check_floats(
         values.device if isinstance(values, torch.Tensor) else None,
-        {
-            "values": (values, 4),
-            "send_positions": (send_positions, 4),
-            "receive_positions": (receive_positions, 4),
-            "splats.centers": (splats.centers, 3),
-            "splats.log_scales": (splats.log_scales, 2),
-            "splats.log_amplitudes": (splats.log_amplitudes, 2),
-        },
+        {**checked, **{f"splats.{part}": (tensor, axes[part]) for part, tensor in parts.items()}},
     )
     batch, num_sources, num_heads, _ = values.shape
-    _, num_splats, width = splats.centers.shape
+    *per_splat, width = splats.centers.shape[1:]  # M, or 2 and K
+    num_splats = splats.num_splats
     if num_splats == 0:
         raise ValueError("splats.centers holds 0 splats a head, expected at least 1")
     num_targets = receive_positions.shape[1]
+    expected = {part: (num_heads, *per_splat, *((width,) if part == "centers" else ())) for part in parts}
     _check_shapes(
         {
-            "splats.centers": (splats.centers, (num_heads, num_splats, width)),
-            "splats.log_scales": (splats.log_scales, (num_heads, num_splats)),
-            "splats.log_amplitudes": (splats.log_amplitudes, (num_heads, num_splats)),
-            "send_positions": (send_positions, (batch, num_sources, num_heads, width)),
-            "receive_positions": (receive_positions, (batch, num_targets, num_heads, width)),
+            **{f"splats.{part}": (tensor, expected[part]) for part, tensor in parts.items()},
+            "send_positions": (send_positions, (batch, num_sources, num_heads, splats.position_dim)),
+            "receive_positions": (receive_positions, (batch, num_targets, num_heads, splats.position_dim)),
         }
     )
+    _check_top_p(top_p, routing, num_splats)
+    num_biases = num_splats if routing != "lattice" else 2 * per_splat[1]
+    for name, bias, num_tokens in (("send_bias", send_bias, num_sources), ("receive_bias", receive_bias, num_targets)):
+        if bias is not None:
+            _check_floats(values.device, {name: (bias, 4)})
+            _check_shapes({name: (bias, (batch, num_tokens, num_heads, num_biases))})
     for name, positions in (("send_positions", send_positions), ("receive_positions", receive_positions)):
         if inner_dtype(positions.dtype) != inner_dtype(values.dtype):
             raise TypeError(f"{name} is {positions.dtype}, values is {values.dtype}: float64 goes with float64 only")
@@ -82,6 +89,35 @@ def check_arguments(
     if state is not None:
         num_states = batch if cu_seqlens is None else len(cu_seqlens) - 1
         check_state(state, (num_states, num_heads, num_splats, values.shape[-1]), values)
+
+
+def _check_kind(splats: Splats | Lattice, routing: str) -> Splats | Lattice:
+    """The splats as what the routing routes by; a plain tuple will do."""
+    kind = ROUTINGS[routing].kind
+    fewest = len(kind._fields) - len(kind._field_defaults)
+    other = isinstance(splats, Splats | Lattice) and not isinstance(splats, kind)
+    if other or not (isinstance(splats, tuple) and fewest <= len(splats) <= len(kind._fields)):
+        expected = f"{kind.__name__}({', '.join(kind._fields[:fewest])})"
+        raise TypeError(f"splats is a {type(splats).__name__}, expected {expected} for routing {routing!r}")
+    splats = kind(*splats)
+    reaches = getattr(splats, "log_reaches", None)
+    if (reaches is None) == (routing == "compact"):
+        given, wanted = ("None", "a tensor") if reaches is None else ("given", "None")
+        raise ValueError(f"splats.log_reaches is {given}, expected {wanted} for routing {routing!r}")
+    return splats
+
+
+def _check_top_p(top_p: int | None, routing: str, num_splats: int) -> None:
+    if top_p is None:
+        if routing == "grouped":
+            raise ValueError("top_p is None, expected a number for routing 'grouped', which looks for the nearest")
+        return
+    if not isinstance(top_p, int) or isinstance(top_p, bool):
+        raise TypeError(f"top_p is {top_p!r}, expected an integer or None")
+    if ROUTINGS[routing].nearest is None:
+        raise ValueError(f"top_p is {top_p}, expected None for routing {routing!r}")
+    if not 1 <= top_p <= num_splats:
+        raise ValueError(f"top_p is {top_p}, expected 1 to the number of splats, {num_splats}")
 
 
 def check_state(state: SplatState, shape: tuple[int, int, int, int], values: Tensor) -> None:
