@@ -68,8 +68,8 @@ def main(options: Options) -> None:
         )
     if options.record is not None:
         notes = (
-            "Chance is 0.125. Each arrangement learns at every rate from the first seed, then at its best rate from the "
-            "others. 2,000 fresh scenes an exam. Times are those of a machine that had other work too."
+            "Chance is 0.125. Each arrangement learns at every rate from the first seed, then at its best rate from "
+            "the others. 2,000 fresh scenes an exam. Times are those of a machine that had other work too."
         )
         command = f"python -m benchmarks.two_views  # {options}"
         write_record(options.record, command=command, rows=rows, seeds=list(seeds), notes=notes)
