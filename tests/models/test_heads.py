@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
 
 from splatflow.models import (
@@ -170,6 +170,18 @@ def test_each_kind_of_label_has_the_loss_of_the_library(labels, problem_type, lo
     guessing(tokens, labels=labels)
     if problem_type != "regression":  # with several labels, numbers alone do not tell it from the other two
         assert guessing.config.problem_type == problem_type
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "regression"])
+def test_a_step_of_several_batches_has_the_mean_of_their_losses(problem_type, tmp_path):
+    model, tokens = tiny_model("classes", problem_type=problem_type), random_tokens(8, SEQ_LEN)
+    classes = tokens[:, 0] % NUM_LABELS
+    labels = classes if problem_type.endswith("classification") else F.one_hot(classes, NUM_LABELS).float()
+    rows = [{"input_ids": text, "labels": label} for text, label in zip(tokens, labels, strict=True)]
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 1, "use_cpu": True}
+    arguments = TrainingArguments(str(tmp_path), learning_rate=0.0, report_to=[], save_strategy="no", **options)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    assert trainer.train().training_loss == pytest.approx(model.eval()(tokens, labels=labels).loss.item(), rel=1e-5)
 
 
 def learn(model, batch, steps):
