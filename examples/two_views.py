@@ -4,6 +4,12 @@ A scene is a set of objects, each with a place, a colour and a shape. View 1 is 
 one of tokens (place, shape), of another width; each sees places with an error of its own and misses some objects. Of
 each object that both have seen, view 1 is asked for the shape, and view 2 for the colour: it has to be found in the
 other view by its place. Chance is 1 in 8. `python examples/two_views.py 3000` trains for longer.
+
+It is: 400 steps at the best of three rates, then three fresh seeds, give 0.94 (0.92 to 0.95) right where views share
+their splats, 0.80 (0.69 to 0.85) where each has its own and takes a share of the other's, with as many splats in all,
+and 0.90 (0.88 to 0.92) with twice as many. What counts is that those who send and those who receive have splats in
+common: two sets, one for each direction, do as well as one for both, 0.94 (0.93 to 0.94). The runs are in
+`benchmarks/results/2026-11-24-two-views.json`.
 """
 
 import sys
