@@ -8,12 +8,18 @@ import pytest
 # In a process of its own: the checks of shapes that conftest installs cannot be traced.
 SCRIPT = """
 import torch
-from splatflow import SplatAttention, Splats, splat_attention
-from splatflow.models import SplatFlowConfig, SplatFlowForCausalLM
+from splatflow import SplatAttention, SplatCrossAttention, Splats, splat_attention
+from splatflow.models import (
+    SplatFlowConfig,
+    SplatFlowForCausalLM,
+    SplatFlowForMaskedLM,
+    SplatFlowForSequenceClassification,
+)
 
 torch.manual_seed(0)
 positions, values = torch.randn(2, 131, 3, 5), torch.randn(2, 131, 3, 7)
 splats = Splats(torch.randn(3, 11, 5), torch.zeros(3, 11), torch.zeros(3, 11))
+cross_layer = SplatCrossAttention((33, 14), 3, 7, write_gate=True, conv_size=4)
 layer = SplatAttention(33, 3, 7, position_dim=6, window_size=5, conv_size=4, decay="splat", write_gate=True)
 hidden_states, tokens = torch.randn(2, 67, 33), torch.randint(257, (2, 37))
 mask = torch.ones_like(tokens).index_fill(1, torch.arange(3), 0)
@@ -30,12 +36,26 @@ def model(mixer):
     return prompt_and_next_token
 
 
+def bidirectional_models():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_splats": 5}
+    config = SplatFlowConfig(**sizes, causal=False, decay=None)
+    masked, classifier = SplatFlowForMaskedLM(config).eval(), SplatFlowForSequenceClassification(config).eval()
+
+    def losses_and_logits():
+        outputs = masked(tokens, mask, labels=tokens), classifier(tokens, mask, labels=tokens[:, 0] % 2)
+        return [part for output in outputs for part in output.to_tuple()]
+
+    return losses_and_logits
+
+
 functions = {
     "causal": lambda: splat_attention(positions, positions, values, splats, log_decay=-values[..., 0].abs())[0],
     "bidirectional": lambda: splat_attention(positions, positions, values, splats, causal=False)[0],
     "layer": lambda: layer(hidden_states)[0],
+    "two streams": lambda: tuple(cross_layer((hidden_states, hidden_states[:, :19, :14]))[0]),
     "splat model": model("splat"),
     "softmax model": model("softmax"),
+    "bidirectional models": bidirectional_models(),
 }
 function, backend = functions["NAME"], "BACKEND"
 with torch.no_grad():
@@ -52,6 +72,8 @@ with torch.no_grad():
         ("layer", "aot_eager"),
         ("splat model", "aot_eager"),
         ("softmax model", "aot_eager"),
+        ("two streams", "eager"),
+        ("bidirectional models", "aot_eager"),
     ],
 )
 def test_compiled_in_one_graph_equals_eager(name, backend):

@@ -33,6 +33,19 @@ def require_one_of(known: Collection[str | None], **settings: str | None) -> Non
             raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, known))}")
 
 
+def require_no_order(**settings: int | str | None) -> None:
+    """Raises ValueError for a setting that is not off (0 or None), in a layer or model without a causal mask.
+
+    >>> require_no_order(window_size=0, decay="head")
+    Traceback (most recent call last):
+    ValueError: decay is 'head', expected None with causal=False: it needs an order of tokens
+    """
+    for name, given in settings.items():
+        if given:
+            off = 0 if isinstance(given, int) else None
+            raise ValueError(f"{name} is {given!r}, expected {off} with causal=False: it needs an order of tokens")
+
+
 def require_heads(hidden_size: int, **num_heads: int) -> None:
     """Raises ValueError unless the hidden size can be shared out among the heads."""
     require_integers(1, hidden_size=hidden_size, **num_heads)

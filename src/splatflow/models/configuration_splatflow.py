@@ -10,15 +10,24 @@ from transformers import PreTrainedConfig
 from splatflow.nn import MIXERS
 from splatflow.nn.splat_attention import GRAINS
 from splatflow.ops import ROUTINGS
-from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
+from splatflow.requirements import (
+    require_at_least,
+    require_even_positions,
+    require_heads,
+    require_no_order,
+    require_one_of,
+)
 
 
 @strict
 class SplatFlowConfig(PreTrainedConfig):
-    """Configuration of `SplatFlowModel` and `SplatFlowForCausalLM`.
+    """Configuration of `SplatFlowModel` and of the models that put a head on it.
 
     `mixer` names a row of `splatflow.nn.MIXERS`: "splat", or "softmax", its twin in the same block. Each mixer takes
     from this configuration the options that its constructor names, so `num_splats`, say, means nothing to the twin.
+
+    `causal=False` lets every token hear all others. A window and a decay need an order of tokens, so such a model is
+    asked for with `causal=False, decay=None`; it has no cache.
 
     Sizes count numbers or tokens. `intermediate_size=None` stands for 8/3 of `hidden_size`, rounded up to a multiple
     of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
@@ -27,7 +36,8 @@ class SplatFlowConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassError: at construction, naming the argument and what was given, for a value of the wrong type, a
-            size that is not positive, `hidden_size` not divisible by `num_attention_heads`, or an unknown choice.
+            size that is not positive, `hidden_size` not divisible by `num_attention_heads`, an unknown choice, or a
+            window or decay without a causal mask.
 
     >>> SplatFlowConfig(hidden_size=48, num_attention_heads=3).intermediate_size
     128
@@ -42,6 +52,7 @@ class SplatFlowConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     intermediate_size: int | None = None
     mixer: str = "splat"
+    causal: bool = True
     num_splats: int = 64
     window_size: int = 0
     routing: str = "mixture"
@@ -86,6 +97,8 @@ class SplatFlowConfig(PreTrainedConfig):
         if self.window_size or self.mixer == "softmax":
             head_dim = self.hidden_size // self.num_attention_heads
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
+        if not self.causal:
+            require_no_order(window_size=self.window_size, decay=self.decay)
         for name in ("norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")

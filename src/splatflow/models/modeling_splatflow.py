@@ -95,12 +95,13 @@ class SplatFlowModel(SplatFlowPreTrainedModel):
             attention_mask: [B, S], not 0 for real tokens. Its last T columns are about the new tokens; the columns
                 before them, if any, are about tokens that the cache has already taken in or left out.
             past_key_values: updated in place and returned. None is the start of a text.
-            use_cache: whether to make a cache where none is given. None: as `config.use_cache`, but not in training.
+            use_cache: whether to make a cache where none is given. None: as `config.use_cache`, but not in training,
+                and not without a causal mask.
             output_hidden_states: also return the embeddings and what each block returned, the last one normalised.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`, a mask that does not fit the tokens, or a
-                cache made for another number of layers or sequences.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`, a mask that does not fit the tokens, a cache
+                made for another number of layers or sequences, or any cache with `causal=False`.
             TypeError: another kind of cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -108,8 +109,10 @@ class SplatFlowModel(SplatFlowPreTrainedModel):
             raise ValueError(f"{given} of input_ids and inputs_embeds given, expected exactly one")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch_size, seq_len, _ = hidden_states.shape
+        if not self.config.causal:
+            require_no_cache(past_key_values, use_cache)
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+            use_cache = self.config.use_cache and self.config.causal and not self.training
         if past_key_values is None:
             past_key_values = SplatFlowCache(len(self.layers)) if use_cache else None
         else:
@@ -144,6 +147,8 @@ class SplatFlowForCausalLM(StatefulGenerationMixin, SplatFlowPreTrainedModel):
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: SplatFlowConfig) -> None:
+        if not config.causal:
+            raise ValueError("causal is False, expected True: without a causal mask a token hears the one it predicts")
         super().__init__(config)
         self.model = SplatFlowModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -206,7 +211,7 @@ def build_mixer(config: SplatFlowConfig) -> nn.Module:
     options = {
         name: getattr(config, name)
         for name in inspect.signature(mixer_class).parameters
-        if hasattr(config, name) and name not in ("hidden_size", "causal")  # a language model is causal
+        if hasattr(config, name) and name != "hidden_size"
     }
     return mixer_class(config.hidden_size, config.num_attention_heads, **options)
 
@@ -233,6 +238,12 @@ def check_cache(cache: SplatFlowCache, num_layers: int, batch_size: int) -> None
         raise ValueError(f"past_key_values has {len(cache)} layers, the model has {num_layers}")
     if cache.batch_size not in (-1, batch_size):
         raise ValueError(f"past_key_values holds {cache.batch_size} sequences, the inputs have {batch_size}")
+
+
+def require_no_cache(cache: SplatFlowCache | None, use_cache: bool | None) -> None:
+    if cache is not None or use_cache:
+        given = "use_cache=True" if cache is None else "past_key_values"
+        raise ValueError(f"{given} given, expected no cache with causal=False: what was heard changes with each token")
 
 
 def require_unset(arguments: dict[str, Any]) -> None:

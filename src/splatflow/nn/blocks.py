@@ -33,17 +33,18 @@ class SwiGLU(nn.Module):
 
 
 class ShortConvolution(nn.Module):
-    """Causal depthwise convolution over the last few tokens.
+    """Depthwise convolution over a few tokens: the last ones, or, if not causal, those around each token.
 
-        y_t = sum_i weight_i x_{t - size + 1 + i}
+        y_t = sum_i weight_i x_{t - before + i},    before = size - 1 if causal, else floor(size / 2)
 
-    A handful of shifted multiply-adds is quicker on [B, T, C] than a convolution kernel. The state is the last
-    size - 1 inputs.
+    Centred, an odd size hears as many tokens before as after, an even one one more before. Tokens beyond either end
+    count as 0. A handful of shifted multiply-adds is quicker on [B, T, C] than a convolution kernel. The state is the
+    last size - 1 inputs, or None if centred: what came before cannot be finished without what follows.
     """
 
-    def __init__(self, num_channels: int, size: int) -> None:
+    def __init__(self, num_channels: int, size: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.causal = size, causal
         self.weight = nn.Parameter(torch.empty(size, num_channels))
         self.reset_parameters()
 
@@ -52,34 +53,48 @@ class ShortConvolution(nn.Module):
 
     def forward(
         self, inputs: Float[Tensor, "B T C"], state: Float[Tensor, "B size-1 C"] | None = None
-    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B size-1 C"]]:
-        batch, length, num_channels = inputs.shape
-        if state is None:
-            state = inputs.new_zeros(batch, self.size - 1, num_channels)
-        inputs = torch.cat([state, inputs], 1)
+    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B size-1 C"] | None]:
+        length = inputs.shape[1]
+        if not self.causal:
+            inputs = F.pad(inputs, (0, 0, self.size // 2, (self.size - 1) // 2))
+        elif state is None:
+            inputs = F.pad(inputs, (0, 0, self.size - 1, 0))
+        else:
+            inputs = torch.cat([state, inputs], 1)
         output = inputs[:, :length] * self.weight[0]
         for shift in range(1, self.size):
             output = torch.addcmul(output, inputs[:, shift : shift + length], self.weight[shift])
-        return output, inputs[:, length:].clone()  # a view would keep all inputs alive
+        return output, inputs[:, length:].clone() if self.causal else None  # a view would keep all inputs alive
 
 
 class HeadProjections(nn.Module):
     """Hidden states -> where each head receives and sends (the heirs of query and key), and what it sends.
 
-    Positions have RMS 1, so |p|^2 = P and distances have one size at every width.
+    Positions have RMS 1, so |p|^2 = P and distances have one size at every width. Values have D = `head_dim` numbers a
+    head, C / H if not given. Nothing here has a bias, so that hidden states of 0, which stand for padding, stay 0 and
+    the convolution hears no more of padding than of what lies beyond the ends.
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, position_dim: int, *, tied_positions: bool = False, conv_size: int = 0
+        self,
+        hidden_size: int,
+        num_heads: int,
+        position_dim: int,
+        *,
+        head_dim: int | None = None,
+        tied_positions: bool = False,
+        conv_size: int = 0,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         width = num_heads * position_dim
+        value_width = hidden_size if head_dim is None else num_heads * head_dim
         self.receive_proj = nn.Linear(hidden_size, width, bias=False)
         self.send_proj = None if tied_positions else nn.Linear(hidden_size, width, bias=False)
-        self.value_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.widths = (width, hidden_size) if tied_positions else (width, width, hidden_size)
-        self.convolution = ShortConvolution(sum(self.widths), conv_size) if conv_size else None
+        self.value_proj = nn.Linear(hidden_size, value_width, bias=False)
+        self.widths = (width, value_width) if tied_positions else (width, width, value_width)
+        self.convolution = ShortConvolution(sum(self.widths), conv_size, causal=causal) if conv_size else None
 
     def forward(
         self, hidden_states: Float[Tensor, "B T C"], state: Float[Tensor, "B size-1 C"] | None = None
@@ -98,17 +113,32 @@ class HeadProjections(nn.Module):
 
     def shape_of_state(self, batch: int) -> tuple[int, int, int] | None:
         """Shape [B, size - 1, C] of the convolution's state, if there is one."""
-        return (batch, self.convolution.size - 1, sum(self.widths)) if self.convolution else None
+        if self.convolution is None or not self.convolution.causal:
+            return None
+        return (batch, self.convolution.size - 1, sum(self.widths))
 
 
 class HeadOutput(nn.Module):
-    """What the heads heard -> hidden states: optionally an RMS norm in each head, and a gate made of the token."""
+    """What the heads heard -> hidden states: optionally an RMS norm in each head, and a gate made of the token.
 
-    def __init__(self, hidden_size: int, num_heads: int, *, head_norm: bool = False, output_gate: bool = False) -> None:
+    `head_dim` is the width D of what a head heard, C / H if not given.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        head_norm: bool = False,
+        output_gate: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if head_norm else None
-        self.gate_proj = nn.Linear(hidden_size, hidden_size, bias=False) if output_gate else None
-        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        width = num_heads * head_dim
+        self.norm = nn.RMSNorm(head_dim, eps=1e-6) if head_norm else None
+        self.gate_proj = nn.Linear(hidden_size, width, bias=False) if output_gate else None
+        self.out_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, heard: Float[Tensor, "B T H D"], hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         if self.norm is not None:
@@ -132,16 +162,22 @@ def only_real(
     return hidden_states.masked_fill(~real[..., None], 0.0), real
 
 
-def check_inputs(hidden_size: int, hidden_states: Tensor, attention_mask: Tensor | None) -> None:
+def check_inputs(
+    hidden_size: int,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None,
+    names: tuple[str, str] = ("hidden_states", "attention_mask"),
+) -> None:
     """Raises ValueError if a layer of this width cannot take these tokens, or if the mask is of others."""
+    tokens_name, mask_name = names
     if hidden_states.ndim != 3 or hidden_states.shape[-1] != hidden_size:
         raise ValueError(
-            f"hidden_states has shape {list(hidden_states.shape)}, expected [batch, tokens, {hidden_size}]"
+            f"{tokens_name} has shape {list(hidden_states.shape)}, expected [batch, tokens, {hidden_size}]"
         )
     if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
         raise ValueError(
-            f"attention_mask has shape {list(attention_mask.shape)}, expected {list(hidden_states.shape[:2])}, "
-            "one number for each token of hidden_states"
+            f"{mask_name} has shape {list(attention_mask.shape)}, expected {list(hidden_states.shape[:2])}, "
+            f"one number for each token of {tokens_name}"
         )
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from splatflow.ops.window import rotate, window_attention
-from splatflow.requirements import require_even_positions, require_heads, require_integers
+from splatflow.requirements import require_even_positions, require_heads, require_integers, require_no_order
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
 
@@ -30,12 +30,13 @@ class SoftmaxAttentionState(NamedTuple):
 
 
 class SoftmaxAttention(nn.Module):
-    """Causal softmax attention with rotary positions and normalised queries and keys, over all tokens or a window.
+    """Softmax attention with rotary positions and normalised queries and keys, over all tokens or a window.
 
     Same projections, convolution, head norm and output gate as `SplatAttention`, called in the same way.
 
     Args:
         hidden_size, num_heads, conv_size, head_norm, output_gate: as in `SplatAttention`.
+        causal: a token hears itself and what came before; otherwise all tokens.
         window_size: tokens W heard, the token itself included; 0 for all.
 
     Example:
@@ -51,6 +52,7 @@ class SoftmaxAttention(nn.Module):
         hidden_size: int,
         num_heads: int,
         *,
+        causal: bool = True,
         window_size: int = 0,
         conv_size: int = 0,
         head_norm: bool = False,
@@ -60,8 +62,12 @@ class SoftmaxAttention(nn.Module):
         require_heads(hidden_size, num_heads=num_heads)
         require_integers(0, window_size=window_size, conv_size=conv_size)
         require_even_positions(hidden_size // num_heads)
-        self.hidden_size, self.num_heads, self.window_size = hidden_size, num_heads, window_size
-        self.projections = HeadProjections(hidden_size, num_heads, hidden_size // num_heads, conv_size=conv_size)
+        if not causal:
+            require_no_order(window_size=window_size)
+        self.hidden_size, self.num_heads, self.causal, self.window_size = hidden_size, num_heads, causal, window_size
+        self.projections = HeadProjections(
+            hidden_size, num_heads, hidden_size // num_heads, conv_size=conv_size, causal=causal
+        )
         self.log_scale = nn.Parameter(torch.empty(num_heads))
         self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
         self.reset_parameters()
@@ -98,7 +104,7 @@ class SoftmaxAttention(nn.Module):
             keys, values, real = (part[:, queries.shape[1] :].clone() for part in (keys, values, real))
         else:
             padded = attention_mask is not None or state.keys.shape[1] > 0
-            heard = full_attention(queries, keys, values, real if padded else None)
+            heard = full_attention(queries, keys, values, real if padded else None, causal=self.causal)
         state = SoftmaxAttentionState(keys, values, real, convolution)
         return self.output(heard, hidden_states), state
 
@@ -114,21 +120,27 @@ def full_attention(
     keys: Float[Tensor, "B S H P"],
     values: Float[Tensor, "B S H D"],
     real: Bool[Tensor, "B S"] | None,
+    *,
+    causal: bool = True,
 ) -> Float[Tensor, "B T H D"]:
-    """Softmax attention of the last T of S tokens over all up to themselves. Without `real`, T = S and all are real."""
+    """Softmax attention of the last T of S tokens over all, or, if causal, over all up to themselves.
+
+    Without `real`, T = S and all are real.
+    """
     num_targets, num_sources = queries.shape[1], keys.shape[1]
     mask = None
     if real is not None:
         target = torch.arange(num_sources - num_targets, num_sources, device=queries.device)[:, None]
         source = torch.arange(num_sources, device=queries.device)
-        mask = ((source <= target) & real[:, None, :]) | (source == target)  # padding hears itself: no softmax is empty
+        within_reach = source <= target if causal else source >= 0
+        mask = (within_reach & real[:, None, :]) | (source == target)  # padding hears itself: no softmax is empty
         mask = mask[:, None]
     output = F.scaled_dot_product_attention(
         rotate(queries, start=num_sources - num_targets).transpose(1, 2),
         rotate(keys).transpose(1, 2),
         values.transpose(1, 2),
         attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=causal and mask is None,
     )
     return output.transpose(1, 2)
 

@@ -65,7 +65,7 @@ class SplatAttention(nn.Module):
         tied_positions: a token sends and receives from one place, by one projection.
         decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
         write_gate: learn from each token how much it sends to each splat, in [0, 1].
-        conv_size: tokens under a short causal convolution of positions and values; 0 for none.
+        conv_size: tokens under a short convolution of positions and values, centred if not causal; 0 for none.
         head_norm: RMS norm of what each head heard.
         output_gate: multiply what was heard by silu of a projection of the token.
         value_skip: add the token's own value to what was heard, times a learned factor a head.
@@ -116,7 +116,12 @@ class SplatAttention(nn.Module):
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
 
         self.projections = HeadProjections(
-            hidden_size, num_heads, position_dim, tied_positions=tied_positions, conv_size=conv_size
+            hidden_size,
+            num_heads,
+            position_dim,
+            tied_positions=tied_positions,
+            conv_size=conv_size,
+            causal=causal,
         )
         self.centers = nn.Parameter(torch.empty(num_heads, num_splats, position_dim))
         self.log_scales = nn.Parameter(torch.empty(num_heads, num_splats))
