@@ -96,7 +96,9 @@ def test_no_two_centers_are_nearer_than_asked_whatever_they_were(seed, width, sp
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(H, M, width, generator=generator, dtype=dtype)
     centers = length * F.normalize(torch.ones(width, dtype=dtype), dim=0) + spread * noise
+    before = centers.clone()
     apart = keep_apart(centers, min_distance)
+    assert torch.equal(centers, before)
     assert nearest_gaps(apart).min() >= min_distance
     assert keep_apart(apart, min_distance) is apart
     assert torch.equal(keep_apart(centers, min_distance), apart)

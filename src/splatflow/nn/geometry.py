@@ -97,8 +97,8 @@ def keep_apart(centers: Float[Tensor, "H M P"], min_distance: float) -> Float[Te
     """The centers, with those moved that were nearer than `min_distance` to an earlier one of their head.
 
     One pass over the centers, each to the nearest free place on its way. The way is a great circle about the origin,
-    away from the nearest earlier center, so what lay on a sphere stays there. Where eight such circles have no free
-    place it is a straight line, which always has one. Equal centers part in directions drawn from their index, the
+    away from the nearest earlier center, so what lay on a sphere stays there. Where up to eight such circles have no
+    free place it is a straight line, which always has one. Equal centers part in directions drawn from their index, the
     same in every run. Centers that are far enough from all others keep every bit.
 
     >>> keep_apart(torch.tensor([[[0.0], [0.0], [5.0]]]), 1.0).diff(dim=1).abs().min().item() >= 1.0
@@ -110,7 +110,7 @@ def keep_apart(centers: Float[Tensor, "H M P"], min_distance: float) -> Float[Te
     # a little more than is asked for, so that rounding to the centers' type takes nothing from it
     length = torch.linalg.vector_norm(centers, dim=-1).max().item()
     room = min_distance + (4 * torch.finfo(centers.dtype).eps + 2 * ROUNDING) * max(length, min_distance)
-    places = centers.to("cpu", torch.float64)  # many small operations
+    places = centers.to("cpu", torch.float64, copy=True)  # many small operations
     for index in crowded.nonzero().flatten().tolist():
         head = places[index]
         for splat in range(1, len(head)):
@@ -137,7 +137,7 @@ def _ways(
     """For each way from a center: where it leaves or enters the balls of radius `room` around the taken places."""
     generator = torch.Generator().manual_seed(seed)
     width, length = len(center), torch.linalg.vector_norm(center)
-    directions = [away, *torch.randn(DIRECTIONS, width, generator=generator, dtype=center.dtype)]
+    directions = [away, *torch.randn(DIRECTIONS - 1, width, generator=generator, dtype=center.dtype)]
     directions = [direction for direction in directions if torch.linalg.vector_norm(direction) > 0]
     if length > 0:
         outwards = center / length
