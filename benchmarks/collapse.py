@@ -12,6 +12,7 @@ blind to splats that are exactly equal; with them the splats begin a hair apart,
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -122,11 +123,12 @@ def draw(record: dict) -> str:
         labels = []
         for index, name in enumerate(ordered):
             steps = sorted({row["step"] for row in record["rows"] if row["remedy"] == name and "loss" in row})
-            losses = [_mean(record, name, "loss", step) for step in steps]
+            powers = [math.log10(_mean(record, name, "loss", step)) for step in steps]  # a straight axis for the names
             color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
-            axes.plot(steps, losses, color=color, linestyle=style, marker=".")
-            labels.append((f"{name}: {_mean(record, name, 'accuracy'):.2f}", losses[-1], color))
+            axes.plot(steps, powers, color=color, linestyle=style, marker=".")
+            labels.append((f"{name}: {_mean(record, name, 'accuracy'):.3f}", powers[-1], color))
         axes.set_xlim(0, steps[-1])
+        axes.set_yticks([-2, -1, 0], labels=["0.01", "0.1", "1"])
         axes.set_xlabel("step")
         axes.set_title("loss in nats an answer, from collapsed splats; names say the final accuracy")
         name_at_right_edge(axes, labels)

@@ -13,5 +13,5 @@ def test_collapsed_splats_stay_one_unless_something_parts_them():
     assert parted[1]["overlap"] < 0.5
     assert 0 <= alone[-1]["accuracy"] <= 1
     svg = draw({"rows": alone + parted})
-    assert f"minimum distance: {parted[-1]['accuracy']:.2f}" in svg
-    assert f"none: {alone[-1]['accuracy']:.2f}" in svg
+    assert f"minimum distance: {parted[-1]['accuracy']:.3f}" in svg
+    assert f"none: {alone[-1]['accuracy']:.3f}" in svg

@@ -41,6 +41,7 @@ DUPLICATE = 0.99  # two splats that overlap more are one
 JITTER = 0.5  # how far a split moves each of the two, in scales
 
 
+@dataclass(frozen=True)
 class Strategy:
     """Does nothing; a strategy overrides what it needs. `step` counts from 1."""
 
