@@ -10,7 +10,16 @@ import torch
 from transformers import get_scheduler
 
 from splatflow.models import SplatFlowConfig
+from splatflow.nn.strategy import (
+    Curriculum,
+    KMeansStart,
+    MinimumDistance,
+    OverlapLoss,
+    Repulsion,
+    SplitAndPrune,
+)
 from splatflow.training.config import EvalConfig, GenerateConfig, ModelConfig, Schedule, TrainConfig, load_toml
+from splatflow.training.geometry import GeometryConfig, strategies_of
 
 TOML = """
 text = "notes/"
@@ -51,6 +60,23 @@ decay = "None"
         (ModelConfig, {"mixer": "mlp"}, "mixer is 'mlp'.*'splat', 'softmax'"),
         (ModelConfig, {"routing": "random"}, "routing is 'random'.*'mixture'"),
         (ModelConfig, {"decay": "layer"}, "decay is 'layer'.*None, 'head', 'splat'"),
+        (
+            TrainConfig,
+            {"model": ModelConfig(mixer="softmax"), "geometry": GeometryConfig(overlap=1.0)},
+            "expected 'splat'",
+        ),
+        (
+            TrainConfig,
+            {"model": ModelConfig(num_splats=3), "geometry": GeometryConfig(first_splats=4, all_awake_by=9)},
+            "geometry.first_splats is 4, expected at most model.num_splats, 3",
+        ),
+        (GeometryConfig, {"start": "middle"}, "start is 'middle'.*'random', 'kmeans'"),
+        (GeometryConfig, {"overlap": -1.0}, "overlap is -1.0"),
+        (GeometryConfig, {"repulsion": float("inf")}, "repulsion is inf"),
+        (GeometryConfig, {"min_distance": -0.5}, "min_distance is -0.5"),
+        (GeometryConfig, {"split_every": -1}, "split_every is -1"),
+        (GeometryConfig, {"first_splats": 2}, "first_splats is 2 and all_awake_by 0, expected both or neither"),
+        (GeometryConfig, {"all_awake_by": 2}, "first_splats is 0 and all_awake_by 2"),
         (EvalConfig, {"model": "", "text": "a"}, "model is ''"),
         (EvalConfig, {"model": "a", "text": "a", "without": ("mlp",)}, "without is 'mlp'.*'splats', 'window'"),
         (EvalConfig, {"model": "a", "text": "a", "seq_len": 1}, "seq_len is 1"),
@@ -65,6 +91,21 @@ def test_nonsense_is_refused_by_name_and_number(config_class, settings, message)
         settings = {"text": "notes/", **settings}
     with pytest.raises(ValueError, match=message):
         config_class(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, []),
+        ({"start": "kmeans"}, [KMeansStart(seed=11)]),
+        ({"first_splats": 2, "all_awake_by": 5}, [Curriculum(first=2, until=5, seed=11)]),
+        ({"overlap": 0.5}, [OverlapLoss(0.5)]),
+        ({"split_every": 7, "repulsion": 0.25}, [SplitAndPrune(every=7, seed=11), Repulsion(0.25)]),
+        ({"min_distance": 2.0, "repulsion": 1.0}, [Repulsion(1.0), MinimumDistance(2.0)]),
+    ],
+)
+def test_each_setting_of_geometry_is_a_strategy(settings, expected):
+    assert strategies_of(GeometryConfig(**settings), seed=11) == expected
 
 
 def test_settings_cannot_be_changed():

@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from splatflow.nn import STRATEGIES, Strategy
+from splatflow.nn.geometry import is_awake
 from splatflow.training import trainer as trainer_module
 from splatflow.training.config import EvalConfig, ModelConfig, TrainConfig
+from splatflow.training.geometry import GeometryConfig
 from splatflow.training.loop import DivergedError, SplatFlowTrainer
 from splatflow.training.pretrained import score
 from splatflow.training.text import TextError, byte_tokenizer
@@ -25,6 +28,9 @@ from splatflow.training.trainer import build_model, hold_out_the_end, train, tra
 TEXT = b"".join(b"%d splats are %d, " % (number, number**2) for number in range(130))
 HELDOUT = b"".join(b"%d splats are %d, " % (number, number**2) for number in range(200, 230))
 MODEL = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, num_splats=5)
+
+# settings with which a strategy acts within a few steps, before and after the checkpoint, where its own do not
+SOON = {"split_and_prune": {"every": 3}, "curriculum": {"first": 1, "until": 6}, "min_distance": {"distance": 6.0}}
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,56 @@ def test_a_resumed_run_equals_one_without_interruption(whole, tmp_path, step):
     config = interrupted(whole, tmp_path / "run", step)
     train(config)
     assert_same_run(config, whole)
+
+
+def train_collapsed(whole: TrainConfig, folder: Path, *strategies: Strategy) -> TrainConfig:
+    """A short run of these strategies, whose splats lie in one place in the first layer: something to do for all."""
+
+    def build_collapsed(*arguments):
+        model = build_model(*arguments)
+        centers = model.model.layers[0].mixer.centers.data
+        centers.copy_(centers[:, :1].expand_as(centers))
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "build_model", build_collapsed)
+        patch.setattr(trainer_module, "strategies_of", lambda config, seed: list(strategies))
+        config = replace(whole, output_dir=str(folder), steps=7, eval_every=0)
+        if folder.exists():
+            config = replace(config, resume=True)
+        train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def collapsed(whole, tmp_path_factory) -> TrainConfig:
+    """Without a strategy."""
+    return train_collapsed(whole, tmp_path_factory.mktemp("collapsed") / "run")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_resumed_run_with_a_strategy_equals_one_without_interruption(whole, collapsed, tmp_path, name):
+    strategy = STRATEGIES[name](**SOON.get(name, {}))
+    expected = train_collapsed(whole, tmp_path / "run", strategy)
+    assert any(not weights(expected)[key].equal(value) for key, value in weights(collapsed).items())
+    interrupted(expected, tmp_path / "resumed", 4)
+    assert_same_run(train_collapsed(whole, tmp_path / "resumed", strategy), expected)
+
+
+def test_the_settings_of_geometry_reach_the_splats_and_the_log(whole, tmp_path):
+    geometry = GeometryConfig(start="kmeans", first_splats=2, all_awake_by=4, min_distance=0.5, overlap=0.1)
+    config = replace(whole, output_dir=str(tmp_path), steps=3, geometry=geometry, eval_every=1)
+    model = train(config)
+    mixer = model.model.layers[0].mixer
+    assert is_awake(mixer.splats).sum(-1).tolist() == [4, 4]
+    for head in range(2):
+        awake = mixer.centers[head, is_awake(mixer.splats)[head]]
+        assert torch.pdist(awake).min() >= 0.5
+    dead = [line["eval_dead_fraction"] for line in log_lines(config) if "eval_dead_fraction" in line]
+    assert dead == pytest.approx([0.6, 0.2, 0.2])
+    effective = [line["eval_effective_num_splats"] for line in log_lines(config) if "eval_dead_fraction" in line]
+    assert 1 < effective[0] <= 2
+    assert 2 < effective[-1] <= 4
 
 
 def test_an_incomplete_checkpoint_is_passed_over(whole, tmp_path):

@@ -30,6 +30,7 @@ from splatflow.nn.ablation import MEMORIES
 from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.ops import ROUTINGS
 from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
+from splatflow.training.geometry import GeometryConfig
 
 Config = TypeVar("Config")
 
@@ -100,6 +101,8 @@ class TrainConfig:
     """A tokenizers JSON file or a tokenizer's folder; None reads bytes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to train."""
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    """What moves its splats between steps."""
     seq_len: int = 256
     """Tokens a window."""
     batch_size: int = 16
@@ -151,6 +154,13 @@ class TrainConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}, expected a finite number above 0")
         require_one_of(get_args(Schedule), schedule=self.schedule)
         require_one_of(get_args(Precision), precision=self.precision)
+        if self.geometry != GeometryConfig() and self.model.mixer != "splat":
+            raise ValueError(
+                f"geometry is set with model.mixer {self.model.mixer!r}, expected 'splat', which has splats"
+            )
+        if self.geometry.first_splats > self.model.num_splats:
+            first, all_splats = self.geometry.first_splats, self.model.num_splats
+            raise ValueError(f"geometry.first_splats is {first}, expected at most model.num_splats, {all_splats}")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+
+from splatflow.nn.usage import evaluation_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -55,7 +55,7 @@ def bits_per_byte(
     byte_lengths = torch.from_numpy(bytes_per_token)
     batches = tqdm(DataLoader(windows, batch_size), desc="evaluating", unit="batch", disable=not progress)
     bits, num_bytes = [], []
-    with torch.inference_mode(), _evaluation_mode(model):
+    with torch.inference_mode(), evaluation_mode(model):
         for batch in batches:
             input_ids = batch["input_ids"]  # [B, T]
             logits = model(input_ids=input_ids.to(device)).logits  # [B, T, V]
@@ -66,18 +66,6 @@ def bits_per_byte(
     window_bits, window_bytes = np.concatenate(bits), np.concatenate(num_bytes)
     low, high = bootstrap_interval(window_bits, window_bytes)
     return Score(float(window_bits.sum() / window_bytes.sum()), low, high, int(window_bytes.sum()))
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module gets its own flag back: a part that was frozen in evaluation mode stays so."""
-    training_flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in training_flags:
-            module.training = training
 
 
 def _window_bits(logits: Float[Tensor, "B T V"], input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import (
     ProgressCallback,
@@ -18,6 +20,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from splatflow.nn import Strategy, dead_fraction, effective_num_splats, usage
+from splatflow.nn.usage import splat_layers
 from splatflow.training.evaluate import bits_per_byte
 from splatflow.training.text import TokenWindows
 
@@ -37,14 +41,24 @@ class SplatFlowTrainer(Trainer):
     """Trains on `TokenWindows`, evaluates in bits per byte, and writes `output_dir/log.jsonl`.
 
     - `bytes_per_token`: for each token id the bytes it stands for, from `token_byte_lengths(tokenizer)`.
+    - `strategies`: what changes splats between steps, see `splatflow.nn.strategy`.
 
     The other arguments are those of `Trainer`.
     """
 
     control: TrainerControl
 
-    def __init__(self, *, train_dataset: TokenWindows, bytes_per_token: Int[np.ndarray, "V"], **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        train_dataset: TokenWindows,
+        bytes_per_token: Int[np.ndarray, "V"],
+        strategies: Sequence[Strategy] = (),
+        **arguments: Any,
+    ) -> None:
         super().__init__(train_dataset=train_dataset, **arguments)
+        if strategies:
+            self.add_callback(CallStrategies(strategies, train_dataset))
         self.bytes_per_token = bytes_per_token
         mean_bytes = float(bytes_per_token[train_dataset.windows].mean())
         self.add_callback(JsonLog(Path(self.args.output_dir) / LOG_NAME, mean_bytes))
@@ -87,12 +101,13 @@ class SplatFlowTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Bits per byte, the ends `low` and `high` of its interval, and the bytes predicted."""
+        """Bits per byte, the ends `low` and `high` of its interval, the bytes predicted, and how splats are used."""
         self._check_weights()
+        windows = eval_dataset or self.eval_dataset
         with self.compute_loss_context_manager():
             score = bits_per_byte(
                 self.model,
-                eval_dataset or self.eval_dataset,
+                windows,
                 bytes_per_token=self.bytes_per_token,
                 batch_size=self.args.per_device_eval_batch_size,
                 progress=not self.args.disable_tqdm,
@@ -103,9 +118,57 @@ class SplatFlowTrainer(Trainer):
             f"{metric_key_prefix}_high": score.high,
             f"{metric_key_prefix}_num_bytes": score.num_bytes,
         }
+        if splat_layers(self.model):
+            batch = windows_as_batch(windows, 0, self.args.per_device_eval_batch_size, self.args.device)
+            shares = torch.cat(list(usage(self.model, batch).values()))  # [all heads, M]
+            metrics[f"{metric_key_prefix}_dead_fraction"] = dead_fraction(shares).mean().item()
+            metrics[f"{metric_key_prefix}_effective_num_splats"] = effective_num_splats(shares).mean().item()
         self.log(dict(metrics))  # a copy: log() adds entries of its own
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def windows_as_batch(windows: TokenWindows, first: int, count: int, device: torch.device) -> dict[str, Tensor]:
+    """`count` windows from `first` on, or from the beginning again, without labels: usage needs no loss."""
+    rows = [windows[index % len(windows)]["input_ids"] for index in range(first, first + min(count, len(windows)))]
+    return {"input_ids": torch.stack(rows).to(device)}
+
+
+class CallStrategies(TrainerCallback):
+    """Calls strategies between the steps of a run.
+
+    They look at windows of the training text that are a function of the step, the same in every process and in a run
+    that goes on from a checkpoint.
+    """
+
+    def __init__(self, strategies: Sequence[Strategy], windows: TokenWindows) -> None:
+        self.strategies = strategies
+        self.windows = windows
+
+    def _batch(self, args: TrainingArguments, step: int) -> dict[str, Tensor]:
+        count = args.per_device_train_batch_size
+        return windows_as_batch(self.windows, step * count, count, args.device)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        if state.global_step == 0:
+            for strategy in self.strategies:
+                strategy.begin(parts["model"], parts["optimizer"], self._batch(args, 0))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        for strategy in self.strategies:
+            strategy.after_backward(parts["model"], parts["optimizer"], state.global_step + 1)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        step = state.global_step + 1
+        batch = self._batch(args, step)
+        for strategy in self.strategies:
+            strategy.after_step(parts["model"], parts["optimizer"], step, batch)
 
 
 class ProgressBar(ProgressCallback):
@@ -130,11 +193,12 @@ class JsonLog(TrainerCallback):
         {"step": 10, "tokens": 40960, "loss": 3.47, "bits_per_byte": 5.01, "learning_rate": 0.0001, "grad_norm": 1.2,
          "tokens_per_second": 20843.1}
         {"step": 10, "tokens": 40960, "eval_bits_per_byte": 4.9, "eval_low": 4.8, "eval_high": 5.0,
-         "eval_num_bytes": 52020}
+         "eval_num_bytes": 52020, "eval_dead_fraction": 0.02, "eval_effective_num_splats": 51.3}
 
     `tokens` counts from the beginning of training. `bits_per_byte` is `loss` in bits over `bytes_per_token`, the mean
     of the training text. `tokens_per_second` is of this run and leaves out evaluating and saving. A run that goes on
-    from a checkpoint keeps the lines up to that checkpoint, and its first `loss` is the mean since then.
+    from a checkpoint keeps the lines up to that checkpoint, and its first `loss` is the mean since then. How splats are
+    used is the mean over all heads, on the first held-out windows.
     """
 
     def __init__(self, path: Path, bytes_per_token: float) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from splatflow.training.checkpoints import checkpoints, newest_complete, step_of
 from splatflow.training.config import ModelConfig, TrainConfig
+from splatflow.training.geometry import strategies_of
 from splatflow.training.text import (
     HELDOUT_FRACTION,
     Text,
@@ -69,6 +70,7 @@ def train(config: TrainConfig) -> SplatFlowForCausalLM:
         processing_class=tokenizer,
         data_collator=default_data_collator,  # the one for tokenizers would add a mask, though nothing is padded
         bytes_per_token=token_byte_lengths(tokenizer),
+        strategies=strategies_of(config.geometry, config.seed),
     )
     if checkpoint is not None and step_of(checkpoint) == config.steps:  # the Trainer would take one step more
         trainer.model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
