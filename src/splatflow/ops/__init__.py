@@ -1,7 +1,16 @@
 """Pure functions on tensors: no parameters, no state, no input or output."""
 
+from .chunked import checkpointed_blocks
 from .dispatch import BACKENDS, splat_attention
 from .routing import ROUTINGS, log_affinity
 from .splats import Splats, SplatState
 
-__all__ = ["BACKENDS", "ROUTINGS", "SplatState", "Splats", "log_affinity", "splat_attention"]
+__all__ = [
+    "BACKENDS",
+    "ROUTINGS",
+    "SplatState",
+    "Splats",
+    "checkpointed_blocks",
+    "log_affinity",
+    "splat_attention",
+]
