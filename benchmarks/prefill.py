@@ -34,7 +34,7 @@ class Options:
     """The model is that of the hybrid: a window beside the splats, and a decay a head."""
 
     num_tokens: tuple[int, ...] = (10_000, 1_000_000)
-    prefill_sizes: tuple[int, ...] = (4096,)
+    prefill_sizes: tuple[int, ...] = (2048,)
     rounds: int = 3
     hidden_size: int = 64
     num_layers: int = 2

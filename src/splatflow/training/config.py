@@ -186,7 +186,7 @@ class GenerateConfig:
     """How the text begins."""
     prompt_file: str | None = None
     """A file to read the prompt from. It may be huge; only the last 500 tokens of a prompt are printed again."""
-    prefill_size: int = 4096
+    prefill_size: int = 2048
     """Tokens of the prompt that the model reads at once."""
     max_new_tokens: int = 400
     """Tokens to write at most."""

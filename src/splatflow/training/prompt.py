@@ -1,6 +1,6 @@
 """A prompt on its way into a model: text -> tokens -> pieces of equal length -> a cache that stays as small as it was.
 
-    pieces = in_pieces(prompt_tokens(text_blocks("book.txt"), tokenizer), size=4096)
+    pieces = in_pieces(prompt_tokens(text_blocks("book.txt"), tokenizer), size=2048)
     cache, last = prefill(model, pieces)
     model.generate(last[None], past_key_values=cache, attention_mask=torch.ones(1, 2))
 
