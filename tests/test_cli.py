@@ -92,6 +92,39 @@ def test_generate_continues_the_prompt(folder, capsys):
     assert sampled == written("--seed", "3", "--top-k", "50") != written("--seed", "4", "--top-k", "50")
 
 
+def test_a_long_prompt_is_read_in_pieces_with_a_bar_and_only_its_end_is_printed(folder, capsys):
+    (folder / "long.txt").write_text(TEXT)
+
+    def written(*flags: str) -> tuple[str, str]:
+        prompt = ("--prompt-file", f"{folder}/long.txt", "--max-new-tokens", "11", "--temperature", "0")
+        assert main(["generate", f"{folder}/run", *prompt, *flags]) == 0
+        return capsys.readouterr()
+
+    whole, no_bar = written("--prefill-size", f"{len(TEXT) + 1}")
+    in_pieces, bar = written("--prefill-size", "997")
+    assert in_pieces == whole
+    assert whole.startswith(TEXT[-500:])
+    assert "reading" not in no_bar
+    assert f"{len(TEXT) / 1000:.2f}k/{len(TEXT) / 1000:.2f}k" in bar
+
+
+def test_a_model_that_is_not_ours_gets_its_prompt_whole(folder, capsys):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from splatflow.training.text import byte_tokenizer
+
+    torch.manual_seed(3)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=1, n_head=2, initializer_range=0.3)).eval()
+    model.save_pretrained(folder / "other")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder / "other")
+    flags = ["--prompt", "7 splats", "--max-new-tokens", "11", "--temperature", "0", "--prefill-size", "3"]
+    assert main(["generate", f"{folder}/other", *flags]) == 0
+    tokens = torch.tensor([[256, *b"7 splats"]])
+    expected = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=11, do_sample=False)
+    assert capsys.readouterr().out == tokenizer.decode(expected[0], skip_special_tokens=True) + "\n"
+
+
 def test_generate_writes_what_the_model_finds_likeliest(folder, capsys):
     from splatflow.training.pretrained import load_pretrained
 
@@ -164,6 +197,7 @@ def test_a_wrong_call_is_one_line_within_a_second_and_without_transformers(
         (["eval", "model"], "TEXT"),
         (["eval", "model", "a", "--without", "mlp"], "mlp"),
         (["generate", "model", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["generate", "model", "--prefill-size", "0"], "prefill_size is 0"),
     ],
 )
 def test_wrong_flags_end_with_2(capsys, arguments, message):

@@ -45,13 +45,13 @@ def test_overlap_loss_is_the_mean_over_pairs_of_awake_splats():
     pairs = [overlap(splats)[head, a, b] for head in range(H) for a in range(M) for b in range(a)]
     torch.testing.assert_close(overlap_loss(splats), torch.stack(pairs).mean())
     asleep = splats._replace(log_amplitudes=torch.zeros(H, M).index_fill(1, torch.tensor([2]), DORMANT))
-    left = Splats(*(part[:, [0, 1, 3, 4, 5, 6]] for part in splats))
+    left = Splats(*(part[:, [0, 1, 3, 4, 5, 6]] for part in splats[:3]))
     torch.testing.assert_close(overlap_loss(asleep), overlap_loss(left))
-    assert overlap_loss(Splats(*(part[:, :1] for part in splats))) == 0
+    assert overlap_loss(Splats(*(part[:, :1] for part in splats[:3]))) == 0
 
 
 def test_overlap_loss_has_the_gradient_of_its_formula_even_between_equal_centers():
-    splats = [part.requires_grad_() for part in random_splats()]
+    splats = [part.requires_grad_() for part in random_splats()[:3]]
     assert torch.autograd.gradcheck(lambda *parts: overlap_loss(Splats(*parts)), splats)
     equal = torch.ones(H, M, P, requires_grad=True)
     (gradient,) = torch.autograd.grad(overlap_loss(Splats(equal, torch.zeros(H, M), torch.zeros(H, M))), equal)
@@ -69,7 +69,7 @@ def test_repulsion_is_the_mean_direction_away_weighed_by_overlap(seed, size):
             gap = splats.centers[:, a] - splats.centers[:, b]
             expected[:, a] += overlap(splats)[:, a, b, None] * F.normalize(gap, dim=-1) / (M - 1)
     torch.testing.assert_close(repulsion(splats), expected, rtol=0, atol=1e-9)
-    single = repulsion(Splats(*(part.float() for part in splats)))
+    single = repulsion(Splats(*(part.float() for part in splats[:3])))
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=0.1)
 
 
@@ -78,7 +78,7 @@ def test_repulsion_leaves_equal_and_sleeping_splats_alone():
     equal = splats._replace(centers=splats.centers[:, :1].expand(H, M, P))
     assert not repulsion(equal).any()
     asleep = splats._replace(log_amplitudes=torch.zeros(H, M).index_fill(1, torch.tensor([2]), DORMANT))
-    left = Splats(*(part[:, [0, 1, 3, 4, 5, 6]] for part in splats))
+    left = Splats(*(part[:, [0, 1, 3, 4, 5, 6]] for part in splats[:3]))
     assert not repulsion(asleep)[:, 2].any()
     torch.testing.assert_close(repulsion(asleep)[:, [0, 1, 3, 4, 5, 6]], repulsion(left))
 

@@ -1,22 +1,36 @@
 """Memory is linear in the sequence: nothing of size T x T, T x M x D or T x M x P, forward and backward."""
 
+from contextlib import contextmanager
 from functools import cache
 from unittest.mock import patch
 
 import pytest
 import torch
-from cases import make_arguments, results
+from cases import attend, make_arguments, results
+from torch.autograd.graph import saved_tensors_hooks
 
 import splatflow.ops.chunked as chunked_module
 from splatflow.diagnostics import peak_memory
+from splatflow.ops import checkpointed_blocks
 
 M, P, D = 61, 131, 251  # M x P and M x D are many times the numbers that a token needs
 FLOAT = 4
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
+every_kind = pytest.mark.parametrize(
+    ("causal", "decay"), [(False, None), (True, None), (True, "head"), (True, "splat")]
+)
+
+
+@contextmanager
+def small_blocks(checkpointed=False):
+    """So that every length has several blocks."""
+    with patch.object(chunked_module, "BLOCK_ROWS", 512), checkpointed_blocks(checkpointed):
+        yield
+
 
 @cache
-def bytes_per_token(length, causal, decay, planted=None):
+def bytes_per_token(length, causal, decay, checkpointed=False, planted=None):
     """Peak of forward and backward. `planted` is done beside them."""
     arguments = make_arguments(B=1, T=length, H=1, M=M, P=P, D=D, decay=decay, dtype=torch.float32)
 
@@ -24,7 +38,7 @@ def bytes_per_token(length, causal, decay, planted=None):
         extra = None if planted is None else planted(arguments)
         return results(arguments, causal=causal, backend="chunked"), extra
 
-    with patch.object(chunked_module, "BLOCK_ROWS", 512):  # so that every length has several blocks
+    with small_blocks(checkpointed):
         return peak_memory(forward_and_backward) / length
 
 
@@ -34,7 +48,7 @@ def is_linear(lengths, **kinds):
     return last <= 1.1 * first
 
 
-@pytest.mark.parametrize(("causal", "decay"), [(False, None), (True, None), (True, "head"), (True, "splat")])
+@every_kind
 def test_memory_is_linear_in_the_length(causal, decay):
     kinds = {"causal": causal, "decay": decay}
     assert is_linear(LENGTHS[2:], **kinds)
@@ -48,3 +62,57 @@ def test_the_measure_sees_a_product_of_all_tokens_with_all_tokens():
         return positions @ positions.T
 
     assert not is_linear(LENGTHS[:3], causal=False, decay=None, planted=every_pair)
+
+
+@pytest.mark.parametrize("decay", [None, "head", "splat"])
+def test_checkpointed_blocks_need_less_memory_in_all(decay):
+    kinds = {"causal": True, "decay": decay}
+    assert bytes_per_token(LENGTHS[2], **kinds, checkpointed=True) < 0.9 * bytes_per_token(LENGTHS[2], **kinds)
+
+
+def kept_bytes(arguments, checkpointed, **options):
+    """Bytes that autograd keeps from the forward for the backward pass, besides the arguments."""
+    leaves = {name: part.detach().requires_grad_(part.is_floating_point()) for name, part in arguments.items()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with small_blocks(checkpointed), saved_tensors_hooks(keep, lambda tensor: tensor):
+        results = attend(leaves, backend="chunked", **options)
+    for part in leaves.values():
+        kept.pop(part.untyped_storage().data_ptr(), None)
+    assert results[0].requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@every_kind
+def test_of_a_checkpointed_block_only_its_arguments_are_kept(causal, decay):
+    num_blocks, state = 8, (M + M * D) * FLOAT
+    sizes = {"B": 1, "T": 512 * num_blocks, "H": 1, "M": M, "P": P, "D": D}
+    arguments = make_arguments(**sizes, decay=decay, state=True, dtype=torch.float32)
+    assert kept_bytes(arguments, True, causal=causal) <= (num_blocks + 2) * state
+    assert kept_bytes(arguments, False, causal=causal) > 512 * num_blocks * 2 * M * FLOAT  # send and receive weights
+
+
+@pytest.mark.parametrize("routing", ["mixture", "gaussian"])
+@every_kind
+def test_checkpointed_blocks_change_no_number(causal, decay, routing):
+    arguments = make_arguments(T=1021, decay=decay, gate="splat", state=True, padding=True)
+    found = []
+    for checkpointed in (False, True):
+        with small_blocks(checkpointed):
+            found.append(results(arguments, causal=causal, routing=routing, backend="chunked"))
+    assert all(found[1][name].equal(expected) for name, expected in found[0].items())
+
+
+def test_checkpointing_ends_with_its_block_even_after_an_error():
+    arguments = make_arguments(T=1021)
+    plain = kept_bytes(arguments, False)
+    with pytest.raises(ValueError), checkpointed_blocks():
+        attend(arguments, backend="none")
+    assert kept_bytes(arguments, False) == plain
+    with checkpointed_blocks():
+        assert kept_bytes(arguments, False) == plain  # the inner one counts
+    assert kept_bytes(arguments, True) < plain

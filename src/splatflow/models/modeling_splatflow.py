@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from splatflow.nn import MIXERS, SwiGLU
+from splatflow.ops import checkpointed_blocks
 
 from .cache import SplatFlowCache, StatefulGenerationMixin
 from .configuration_splatflow import SplatFlowConfig
@@ -42,7 +43,9 @@ class SplatFlowBlock(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None, state: Any
     ) -> tuple[Float[Tensor, "B T C"], Any]:
-        mixed, state = self.mixer(self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state)
+        # a block that is computed again in the backward pass keeps as little as it can while it is
+        with checkpointed_blocks(self.gradient_checkpointing and self.training):
+            mixed, state = self.mixer(self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states)), state
 

@@ -165,7 +165,7 @@ def initialise_from_attention(
     def start(name: str, layer: SplatAttention, send_positions: Tensor, receive_positions: Tensor) -> None:
         points = torch.cat([send_positions, receive_positions]).transpose(0, 1)  # [H, N, P]
         splats = splats_of_keys(kmeans(points, layer.num_splats, seed=seed), attention.log_scale)
-        for parameter, value in zip(layer.splats, splats, strict=True):
+        for parameter, value in zip(layer.splats[:3], splats[:3], strict=True):
             parameter.copy_(value)
 
     run_watched(layer, hidden_states, start)

@@ -79,7 +79,7 @@ class OverlapLoss(Strategy):
 
     def after_backward(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         for layer in splat_layers(model).values():
-            centers, log_scales, log_amplitudes = layer.splats
+            centers, log_scales, log_amplitudes = layer.splats[:3]
             loss = self.weight * overlap_loss(Splats(centers, log_scales.detach(), log_amplitudes.detach()))
             (gradient,) = torch.autograd.grad(loss, centers)
             centers.grad = gradient if centers.grad is None else centers.grad + gradient

@@ -1,7 +1,17 @@
 """Pure functions on tensors: no parameters, no state, no input or output."""
 
+from .chunked import checkpointed_blocks
 from .dispatch import BACKENDS, splat_attention
 from .routing import ROUTINGS, log_affinity
 from .splats import Lattice, Splats, SplatState
 
-__all__ = ["BACKENDS", "ROUTINGS", "Lattice", "SplatState", "Splats", "log_affinity", "splat_attention"]
+__all__ = [
+    "BACKENDS",
+    "ROUTINGS",
+    "Lattice",
+    "SplatState",
+    "Splats",
+    "checkpointed_blocks",
+    "log_affinity",
+    "splat_attention",
+]

@@ -19,7 +19,7 @@ import torch
 
 from .chunked import Output
 from .routing import Router
-from .splats import MIN_MASS, Sources, SplatState, Targets, each
+from .splats import MIN_MASS, Sources, SplatState, Targets, part_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -58,7 +58,7 @@ def sparse(
 
 def written(sources: Sources, router: Router, tokens: slice) -> tuple[Int[Tensor, "N E"], Float[Tensor, "N E X"]]:
     """Where each event of these tokens writes, and what: its share of the value, and the share itself."""
-    here = each(lambda part: part[:, tokens], sources)
+    here = part_of(sources, tokens)
     index, send = router.chosen(here.positions, here.bias)
     if here.write_gate is not None:
         send = send * (here.write_gate if here.write_gate.shape[-1] == 1 else here.write_gate.gather(-1, index))
@@ -69,7 +69,7 @@ def written(sources: Sources, router: Router, tokens: slice) -> tuple[Int[Tensor
 
 def read(targets: Targets, router: Router, tokens: slice) -> tuple[Int[Tensor, "N E"], Float[Tensor, "B t H p"]]:
     """Where each event of these tokens reads, and with which weight."""
-    index, receive = router.chosen(*each(lambda part: part[:, tokens], targets))
+    index, receive = router.chosen(*part_of(targets, tokens))
     return _events(index), receive
 
 

@@ -115,3 +115,8 @@ def each(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
     """`function` of every part of some tokens that is there."""
     parts = [None if part is None else function(part) for part in tokens]
     return type(tokens)(*parts)  # type: ignore[arg-type]  # the named tuples, each of its own parts
+
+
+def part_of(tokens: Tokens, where: slice) -> Tokens:
+    """Some of the tokens."""
+    return each(lambda part: part[:, where], tokens)

@@ -195,7 +195,9 @@ class GenerateConfig:
     prompt: str = ""
     """How the text begins."""
     prompt_file: str | None = None
-    """A file to read the prompt from."""
+    """A file to read the prompt from. It may be huge; only the last 500 tokens of a prompt are printed again."""
+    prefill_size: int = 2048
+    """Tokens of the prompt that the model reads at once."""
     max_new_tokens: int = 400
     """Tokens to write at most."""
     temperature: float = 0.8
@@ -207,7 +209,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "model")
-        require_at_least(1, max_new_tokens=self.max_new_tokens)
+        require_at_least(1, prefill_size=self.prefill_size, max_new_tokens=self.max_new_tokens)
         require_at_least(0, temperature=self.temperature, top_k=self.top_k)
         _require_seed(self.seed)
         if self.prompt and self.prompt_file is not None:

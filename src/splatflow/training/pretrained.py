@@ -11,7 +11,7 @@ import torch
 from splatflow.nn import silence
 from splatflow.training.config import EvalConfig, GenerateConfig
 from splatflow.training.evaluate import Score, bits_per_byte
-from splatflow.training.text import TokenWindows, encode, read_text, token_byte_lengths
+from splatflow.training.text import TokenWindows, encode, read_text, text_blocks, token_byte_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -63,33 +63,46 @@ def score(config: EvalConfig) -> Score:
 
 
 def generate(config: GenerateConfig) -> str:
-    """The prompt and what the model makes of it, printed as it is made, and returned.
+    """The end of the prompt (all of it, if short) and what the model makes of it, printed as made, and returned.
 
-    The prompt is the beginning of a document, as in training: a mark of an end of text goes before it.
+    The prompt is the beginning of a document, as in training: a mark of an end of text goes before it. It is fed to the
+    model piece by piece, so a long one takes no more memory than a short one. Models that are not of this package get
+    it in one piece.
 
     Raises:
         FileNotFoundError, TextError: there is no such model or prompt file, or the file is binary or empty.
     """
     check_model_folder(config.model)
-    prompt = config.prompt
-    if config.prompt_file is not None:
-        prompt = b"".join(read_text(config.prompt_file)).decode(errors="replace")
+    blocks = iter([config.prompt.encode()]) if config.prompt_file is None else text_blocks(config.prompt_file)
     pretrained = load_pretrained(config.model)
-    from transformers import TextStreamer, set_seed
+    from transformers import set_seed
 
-    tokenizer, device = pretrained.tokenizer, pretrained.model.device
-    ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    input_ids = torch.tensor([ids], device=device)  # [1, T]
+    from splatflow.models import SplatFlowForCausalLM
+    from splatflow.training.prompt import PromptEndStreamer, in_pieces, num_prompt_tokens, prefill, prompt_tokens
+
+    model, tokenizer = pretrained.model, pretrained.tokenizer
+    tokens = prompt_tokens(blocks, tokenizer)
     choices: dict[str, Any] = {"do_sample": False}
     if config.temperature > 0:
         choices = {"do_sample": True, "temperature": config.temperature, "top_k": config.top_k}
+    if isinstance(model, SplatFlowForCausalLM):
+        num_tokens = num_prompt_tokens(config.prompt_file, tokenizer)
+        cache, prompt_end = prefill(model, in_pieces(tokens, config.prefill_size), num_tokens=num_tokens)
+        choices["past_key_values"] = cache
+        input_ids = prompt_end[None, -1:]  # [1, 1], all that the cache has not seen
+    else:
+        prompt_end = torch.cat(list(in_pieces(tokens, config.prefill_size)))
+        input_ids = prompt_end[None]  # [1, T]
+    # with a cache one column more than there are tokens, or the library takes the first of them for those in the cache
+    mask = torch.ones(1, input_ids.shape[1] + ("past_key_values" in choices), dtype=torch.long)
     set_seed(config.seed)
-    output = pretrained.model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
+    output = model.generate(
+        input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=config.max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
-        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+        streamer=PromptEndStreamer(tokenizer, prompt_end, skip_special_tokens=True),
         **choices,
     )
-    return tokenizer.decode(output[0], skip_special_tokens=True)
+    written = output[0, input_ids.shape[1] :].cpu()
+    return tokenizer.decode(torch.cat([prompt_end, written]), skip_special_tokens=True)

@@ -15,8 +15,9 @@ import lzma
 import re
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 BINARY_CHECK_BYTES = 8192
+BLOCK_BYTES = 2**16  # of a file, read at once
 HELDOUT_FRACTION = 0.05
 MIN_HELDOUT_BYTES = 200_000
 
@@ -72,7 +74,7 @@ def read_text(source: str) -> list[bytes]:
     if path.is_dir():
         return _read_folder(path)
     if path.exists():
-        return [_read_file(path)]
+        return [b"".join(text_blocks(source))]
     if name := DATASET_NAME.fullmatch(source):
         return _read_dataset(source, name["name"], name["config"], name["split"] or "train")
     raise FileNotFoundError(
@@ -80,13 +82,18 @@ def read_text(source: str) -> list[bytes]:
     )
 
 
-def _read_file(path: Path) -> bytes:
-    document = _read_unless_binary(path)
-    if document is None:
+def text_blocks(source: str) -> Iterator[bytes]:
+    """The same text piece by piece, a file as the pieces are asked for; raises what `read_text` raises."""
+    path = Path(source)
+    if path.is_dir() or not path.exists():
+        return iter(read_text(source))
+    blocks = _unpacked(path)
+    first = next(blocks, b"")
+    if b"\0" in first[:BINARY_CHECK_BYTES]:
         raise TextError(f"{path} is binary: a NUL byte in its first {BINARY_CHECK_BYTES} bytes; expected UTF-8 text")
-    if not document:
+    if not first:
         raise TextError(f"{path} is empty: 0 bytes; expected text")
-    return document
+    return chain([first], blocks)
 
 
 def _read_folder(folder: Path) -> list[bytes]:
@@ -101,12 +108,18 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read_unless_binary(path: Path) -> bytes | None:
-    """The unpacked bytes of a file; None if it is binary, found out before the rest is read."""
+def _read_unless_binary(path: Path) -> bytes:
+    """The unpacked bytes of a file; none if it is binary, found out before the rest is read."""
+    blocks = _unpacked(path)
+    first = next(blocks, b"")
+    return b"" if b"\0" in first[:BINARY_CHECK_BYTES] else b"".join([first, *blocks])
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as stream:
-            first_block = stream.read(BINARY_CHECK_BYTES)
-            return None if b"\0" in first_block else first_block + stream.read()
+            while block := stream.read(BLOCK_BYTES):
+                yield block
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise TextError(f"{path} cannot be unpacked as {path.suffix}: {error}") from error
 
@@ -217,17 +230,22 @@ def encode(documents: Iterable[bytes], tokenizer: PreTrainedTokenizerFast) -> In
     The byte tokenizer takes any bytes; for the others, bytes that are not UTF-8 become the replacement character.
     """
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    is_bytes = tokenizer.get_vocab() == _byte_vocabulary() | {END_OF_TEXT: 256}
+    as_bytes = takes_bytes(tokenizer)
     end = np.array([tokenizer.eos_token_id], dtype)
 
     def tokens_of(document: bytes) -> np.ndarray:
-        if is_bytes:
+        if as_bytes:
             return np.frombuffer(document, np.uint8).astype(dtype)
         text = document.decode(errors="replace")
         return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype)
 
     pieces = [piece for document in documents for piece in (tokens_of(document), end)]
     return np.concatenate([np.empty(0, dtype), *pieces])
+
+
+def takes_bytes(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether each byte is a token, so that the tokens of the pieces of a text are those of the whole."""
+    return tokenizer.get_vocab() == _byte_vocabulary() | {END_OF_TEXT: 256}
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> Int[np.ndarray, "V"]:
