@@ -40,13 +40,13 @@ def dense(layer, streams):
     """All streams laid end to end as sources, against one dense matrix."""
     projected = [project(stream, None) for project, stream in zip(layer.projections, streams, strict=True)]
     end_to_end = partial(torch.cat, dim=1)
-    splats, prior = layer.shared(B)
+    splats, prior = layer.shared.splats, layer.shared.initial_state(B)
     sent = (end_to_end([part.send_positions for part in projected]), end_to_end([part.values for part in projected]))
     gates = [part.write_gate for part in projected]
     heard, state = reference(
         Sources(*sent, None, None, None if gates[0] is None else end_to_end(gates)),
         Targets(end_to_end([part.receive_positions for part in projected]), None),
-        Router(ROUTINGS[layer.routing], splats, None),
+        Router(ROUTINGS[layer.shared.routing], splats, None),
         prior,
         causal=False,
     )

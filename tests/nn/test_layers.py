@@ -28,7 +28,7 @@ LAYERS = {
         "window and extras": {"window_size": WINDOW, **EXTRAS},
     }.items()
 } | {
-    f"splat {label}": partial(SplatAttention, C, H, M, **options)
+    f"splat {label}": partial(SplatAttention, C, H, **{"num_splats": M, **options})
     for label, options in {
         "decay per head": {"decay": "head"},
         "decay per splat": {"decay": "splat", "window_size": WINDOW},
@@ -36,6 +36,14 @@ LAYERS = {
         "everything per splat": {"decay": "splat", **EVERYTHING},
         "tied gaussian": {"tied_positions": True, "routing": "gaussian", "window_size": 1},
         "wide positions": {"position_dim": 18, "write_gate": True},
+        "top 2": {"top_p": 2, **EVERYTHING},
+        "compact": {"routing": "compact", "window_size": WINDOW},
+        "lattice": {"routing": "lattice", "num_splats": 9, "top_p": 3, **EVERYTHING},
+        "whole lattice": {"routing": "lattice", "num_splats": 9, "decay": "splat", "write_gate": True},
+        "grouped": {"routing": "grouped", "num_splats": 64, "top_p": 2, "window_size": WINDOW},
+        "routing bias": {"routing_bias": True, "window_size": WINDOW},
+        "biased lattice": {"routing": "lattice", "num_splats": 9, "top_p": 2, "routing_bias": True},
+        "wide values": {"value_dim": 19, "head_norm": True, "window_size": WINDOW},
         "value skip": {"value_skip": True, "decay": "head", "window_size": WINDOW, **EXTRAS},
     }.items()
 }
@@ -189,7 +197,7 @@ def test_silence_leaves_no_trace(make):
     with silence(layer, *(("splats", "window") if layer.window_size else ("splats",))):
         silent, _ = layer(tokens)
     # all that is left is a token's own value, times the strength of the skip
-    skipped = torch.zeros(B, T, H, C // H, dtype=tokens.dtype)
+    skipped = torch.zeros(B, T, H, getattr(layer, "value_dim", C // H), dtype=tokens.dtype)
     if layer.value_skip is not None:
         skipped = layer.projections(tokens)[2] * layer.value_skip[:, None]
     assert torch.equal(silent, layer.output(skipped, tokens))

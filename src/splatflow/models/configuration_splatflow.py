@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from splatflow.nn import MIXERS
 from splatflow.nn.splat_attention import GRAINS
-from splatflow.ops import ROUTINGS
+from splatflow.nn.splat_set import require_routing
 from splatflow.requirements import (
     require_at_least,
     require_even_positions,
@@ -31,6 +31,7 @@ class SplatFlowConfig(PreTrainedConfig):
 
     Sizes count numbers or tokens. `intermediate_size=None` stands for 8/3 of `hidden_size`, rounded up to a multiple
     of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
+    `splat_top_p` is a mixer's `top_p`, which is another thing where texts are generated;
     `position_dim=None` lets the mixer choose the width of the space of the splats. The default vocabulary is the 256
     bytes and one mark, 256, which begins, ends and pads a text.
 
@@ -56,6 +57,9 @@ class SplatFlowConfig(PreTrainedConfig):
     num_splats: int = 64
     window_size: int = 0
     routing: str = "mixture"
+    splat_top_p: int | None = None
+    routing_bias: bool = False
+    token_bias: bool = False
     decay: str | None = "head"
     write_gate: bool = False
     conv_size: int = 4
@@ -63,6 +67,7 @@ class SplatFlowConfig(PreTrainedConfig):
     output_gate: bool = False
     value_skip: bool = False
     position_dim: int | None = None
+    value_dim: int | None = None
     tied_positions: bool = False
     norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -90,13 +95,16 @@ class SplatFlowConfig(PreTrainedConfig):
         )
         require_at_least(0, window_size=self.window_size, conv_size=self.conv_size)
         require_one_of(MIXERS, mixer=self.mixer)
-        require_one_of(ROUTINGS, routing=self.routing)
         require_one_of(GRAINS, decay=self.decay)
-        if self.position_dim is not None:
-            require_at_least(1, position_dim=self.position_dim)
+        for name in ("position_dim", "value_dim"):
+            if getattr(self, name) is not None:
+                require_at_least(1, **{name: getattr(self, name)})
+        head_dim = self.hidden_size // self.num_attention_heads
+        require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
         if self.window_size or self.mixer == "softmax":
-            head_dim = self.hidden_size // self.num_attention_heads
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
+        if self.token_bias and self.mixer != "splat":
+            raise ValueError(f"token_bias is True, expected False for the mixer {self.mixer!r}, which routes nothing")
         if not self.causal:
             require_no_order(window_size=self.window_size, decay=self.decay)
         for name in ("norm_eps", "initializer_range"):

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from splatflow.nn import MIXERS, SwiGLU
+from splatflow.nn import MIXERS, SplatAttention, SwiGLU
 from splatflow.ops import checkpointed_blocks
 
 from .cache import SplatFlowCache, StatefulGenerationMixin
@@ -37,15 +37,31 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         assert config.intermediate_size is not None, "the configuration fills it in"
         self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mixer = build_mixer(config)
+        self.num_heads = config.num_attention_heads
+        # which splats each token of the vocabulary prefers, whatever its hidden state
+        self.token_bias = None
+        if config.token_bias:
+            self.token_bias = nn.Embedding(config.vocab_size, self.num_heads * num_biases_of(self.mixer))
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, hidden_states: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None, state: Any
+        self,
+        hidden_states: Float[Tensor, "B T C"],
+        attention_mask: Bool[Tensor, "B T"] | None,
+        state: Any,
+        input_ids: Int[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T C"], Any]:
+        options = {}
+        if self.token_bias is not None:
+            if input_ids is None:
+                raise ValueError("inputs_embeds given, expected input_ids, by which token_bias looks up its table")
+            options["token_bias"] = self.token_bias(input_ids).unflatten(-1, (self.num_heads, -1))
         # a block that is computed again in the backward pass keeps as little as it can while it is
         with checkpointed_blocks(self.gradient_checkpointing and self.training):
-            mixed, state = self.mixer(self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state)
+            mixed, state = self.mixer(
+                self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state, **options
+            )
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states)), state
 
@@ -129,7 +145,7 @@ class SplatFlowModel(SplatFlowPreTrainedModel):
         for layer, state in zip(self.layers, states, strict=True):
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-            hidden_states, new_state = layer(hidden_states, token_mask, state)
+            hidden_states, new_state = layer(hidden_states, token_mask, state, input_ids)
             new_states.append(new_state)
         hidden_states = self.norm(hidden_states)
 
@@ -211,12 +227,18 @@ class SplatFlowForCausalLM(StatefulGenerationMixin, SplatFlowPreTrainedModel):
 def build_mixer(config: SplatFlowConfig) -> nn.Module:
     """The mixer that `config.mixer` names, given those options of the configuration that its constructor names."""
     mixer_class = MIXERS[config.mixer]
+    names = {"top_p": "splat_top_p"}  # the library has a top_p of its own
     options = {
-        name: getattr(config, name)
+        name: getattr(config, names.get(name, name))
         for name in inspect.signature(mixer_class).parameters
-        if hasattr(config, name) and name != "hidden_size"
+        if hasattr(config, names.get(name, name)) and name != "hidden_size"
     }
     return mixer_class(config.hidden_size, config.num_attention_heads, **options)
+
+
+def num_biases_of(mixer: nn.Module) -> int:
+    assert isinstance(mixer, SplatAttention), "the configuration has checked it"
+    return mixer.num_biases
 
 
 def mask_of_new_tokens(attention_mask: Tensor | None, batch_size: int, seq_len: int) -> Bool[Tensor, "B T"] | None:

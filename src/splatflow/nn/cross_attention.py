@@ -4,20 +4,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from splatflow.ops import ROUTINGS, Splats, SplatState, splat_attention
+from splatflow.ops import Lattice, Splats, SplatState, splat_attention
 from splatflow.ops.splats import inner_dtype
-from splatflow.requirements import require_heads, require_integers, require_one_of
+from splatflow.requirements import require_heads, require_integers
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, only_real
-from .splat_attention import PRIOR_LOG_MASS
+from .splat_set import SplatSet
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -32,37 +30,6 @@ class Projected(NamedTuple):
     values: Float[Tensor, "B T H D"]
     write_gate: Float[Tensor, "B T H M"] | None
     real: Bool[Tensor, "B T"] | None
-
-
-class SharedSplats(nn.Module):
-    """Gaussians of H heads, and what they hold before the first token."""
-
-    def __init__(self, num_heads: int, num_splats: int, position_dim: int, head_dim: int) -> None:
-        super().__init__()
-        self.centers = nn.Parameter(torch.empty(num_heads, num_splats, position_dim))
-        self.log_scales = nn.Parameter(torch.empty(num_heads, num_splats))
-        self.log_amplitudes = nn.Parameter(torch.empty(num_heads, num_splats))
-        self.prior_log_mass = nn.Parameter(torch.empty(num_heads, num_splats))
-        self.prior_content = nn.Parameter(torch.empty(num_heads, num_splats, head_dim))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        width = self.centers.shape[-1]
-        # as in SplatAttention: centers on the sphere of the positions, sigma^2 = sqrt(P) / 2
-        self.centers.copy_(F.rms_norm(torch.randn_like(self.centers), (width,)))
-        self.log_scales.fill_(0.5 * math.log(math.sqrt(width) / 2))
-        self.log_amplitudes.zero_()
-        self.prior_log_mass.fill_(PRIOR_LOG_MASS)
-        self.prior_content.zero_()
-
-    def forward(self, batch: int) -> tuple[Splats, SplatState]:
-        """The splats, and their prior for so many sequences."""
-        dtype = inner_dtype(self.prior_content.dtype)
-        mass = self.prior_log_mass.to(dtype).exp()
-        total = mass[..., None] * self.prior_content.to(dtype)
-        prior = SplatState(mass.expand(batch, *mass.shape), total.expand(batch, *total.shape))
-        return Splats(self.centers, self.log_scales, self.log_amplitudes), prior
 
 
 class StreamProjections(nn.Module):
@@ -118,7 +85,8 @@ class SplatCrossAttention(nn.Module):
         num_splats: splats M a head.
         head_dim: width D of what a head sends; the widest stream's C / H if not given.
         position_dim: width P of the space in which tokens and splats lie; D if not given.
-        routing: "mixture" or "gaussian", a row of `splatflow.ops.ROUTINGS`.
+        routing: a row of `splatflow.ops.ROUTINGS`.
+        top_p: how many splats, the nearest, a token sends to and receives from; None: all.
         write_gate: learn from each token how much it sends to each splat, in [0, 1].
         conv_size: tokens under a short centred convolution, for streams that are sequences; 0 for none.
         head_norm: RMS norm of what each head heard.
@@ -144,6 +112,7 @@ class SplatCrossAttention(nn.Module):
         head_dim: int | None = None,
         position_dim: int | None = None,
         routing: str = "mixture",
+        top_p: int | None = None,
         write_gate: bool = False,
         conv_size: int = 0,
         head_norm: bool = False,
@@ -152,17 +121,17 @@ class SplatCrossAttention(nn.Module):
         super().__init__()
         if not hidden_sizes:
             raise ValueError("hidden_sizes is empty, expected the width of at least one stream")
-        require_integers(1, num_heads=num_heads, num_splats=num_splats)
+        require_integers(1, num_heads=num_heads)
         require_integers(1, **{f"hidden_sizes[{index}]": size for index, size in enumerate(hidden_sizes)})
         if head_dim is None:
             require_heads(max(hidden_sizes), num_heads=num_heads)
             head_dim = max(hidden_sizes) // num_heads
         position_dim = head_dim if position_dim is None else position_dim
-        require_integers(1, head_dim=head_dim, position_dim=position_dim)
+        require_integers(1, head_dim=head_dim)
         require_integers(0, conv_size=conv_size)
-        require_one_of(ROUTINGS, routing=routing)
-        self.hidden_sizes, self.routing = tuple(hidden_sizes), routing
-        self.shared = SharedSplats(num_heads, num_splats, position_dim, head_dim)
+        self.hidden_sizes = tuple(hidden_sizes)
+        self.shared = SplatSet(num_heads, num_splats, position_dim, head_dim, routing=routing, top_p=top_p)
+        self.shared.reset_splats()
         self.projections = nn.ModuleList(
             StreamProjections(
                 hidden_size, num_heads, num_splats, position_dim, head_dim, write_gate=write_gate, conv_size=conv_size
@@ -197,14 +166,14 @@ class SplatCrossAttention(nn.Module):
             project(stream, None if mask is None else mask.bool())
             for project, stream, mask in zip(self.projections, streams, masks, strict=True)
         ]
-        splats, prior = self.shared(streams[0].shape[0])
-        state = prior if state is None else state
+        splats = self.shared.splats
+        state = self.shared.initial_state(streams[0].shape[0]) if state is None else state
         for index in range(len(streams)) if senders is None else senders:
             state = self._send(projected[index], splats, state)
         heard = [self._receive(stream, splats, state) for stream in projected]
         return [out(part, stream) for out, part, stream in zip(self.outputs, heard, streams, strict=True)], state
 
-    def _send(self, stream: Projected, splats: Splats, state: SplatState) -> SplatState:
+    def _send(self, stream: Projected, splats: Splats | Lattice, state: SplatState) -> SplatState:
         """The state once this stream has sent to it too."""
         _, state = splat_attention(
             stream.send_positions,
@@ -212,14 +181,15 @@ class SplatCrossAttention(nn.Module):
             stream.values,
             splats,
             causal=False,
-            routing=self.routing,
+            routing=self.shared.routing,
+            top_p=self.shared.top_p,
             write_gate=stream.write_gate,
             padding_mask=stream.real,
             state=state,
         )
         return state
 
-    def _receive(self, stream: Projected, splats: Splats, state: SplatState) -> Float[Tensor, "B T H D"]:
+    def _receive(self, stream: Projected, splats: Splats | Lattice, state: SplatState) -> Float[Tensor, "B T H D"]:
         """What this stream hears of a state that all have sent to."""
         heard, _ = splat_attention(
             stream.send_positions[:, :0],
@@ -227,7 +197,8 @@ class SplatCrossAttention(nn.Module):
             stream.values[:, :0],
             splats,
             causal=False,
-            routing=self.routing,
+            routing=self.shared.routing,
+            top_p=self.shared.top_p,
             state=state,
         )
         return heard

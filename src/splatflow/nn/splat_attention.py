@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -12,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from splatflow.ops import ROUTINGS, Splats, SplatState, splat_attention
+from splatflow.ops import SplatState, splat_attention
 from splatflow.ops.splats import inner_dtype
 from splatflow.ops.window import window_attention
 from splatflow.requirements import require_even_positions, require_heads, require_integers, require_one_of
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
+from .splat_set import SplatSet
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-# The mass that a splat starts with. Small, so that the first token sent to a splat is heard at nearly full strength.
-PRIOR_LOG_MASS = -6.0
 # What learns to forget, if anything does: each head, or each splat of each head
 Grain = Literal["head", "splat"]
 GRAINS = (None, *get_args(Grain))
@@ -37,7 +35,8 @@ class WindowState(NamedTuple):
     values: Float[Tensor, "B W H D"]
     real: Bool[Tensor, "B W"]
     log_decay: Float[Tensor, "B W H *M"] | None
-    write_gate: Float[Tensor, "B W H M"] | None
+    write_gate: Float[Tensor, "B W H *M"] | None
+    send_bias: Float[Tensor, "B W H R"] | None
 
 
 class SplatAttentionState(NamedTuple):
@@ -48,7 +47,7 @@ class SplatAttentionState(NamedTuple):
     convolution: Float[Tensor, "B size-1 C"] | None
 
 
-class SplatAttention(nn.Module):
+class SplatAttention(SplatSet):
     """Each token sends its value to the splats near it and receives what the splats near it hold.
 
     With a window, near tokens are heard exactly and far ones through the splats: a token is sent to the splats when it
@@ -60,11 +59,14 @@ class SplatAttention(nn.Module):
         num_splats: splats M a head.
         causal: a token hears itself and what came before; otherwise all tokens.
         window_size: tokens W heard exactly, the token itself included; 0 for none.
-        routing: "mixture" or "gaussian", a row of `splatflow.ops.ROUTINGS`.
+        routing: a row of `splatflow.ops.ROUTINGS`: "mixture", "gaussian", "compact", "lattice" or "grouped".
+        top_p: how many splats, the nearest, a token sends to and receives from; None: all.
+        routing_bias: learn from each token which splats it prefers: two biases of its log-affinities.
         position_dim: width P of the space in which tokens and splats lie; D if not given.
         tied_positions: a token sends and receives from one place, by one projection.
         decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
-        write_gate: learn from each token how much it sends to each splat, in [0, 1].
+        write_gate: learn from each token how much it sends to each splat, in [0, 1]; with `top_p` to all of a head.
+        value_dim: width D of what a head sends; C / H if not given.
         conv_size: tokens under a short convolution of positions and values, centred if not causal; 0 for none.
         head_norm: RMS norm of what each head heard.
         output_gate: multiply what was heard by silu of a projection of the token.
@@ -89,7 +91,10 @@ class SplatAttention(nn.Module):
         causal: bool = True,
         window_size: int = 0,
         routing: str = "mixture",
+        top_p: int | None = None,
+        routing_bias: bool = False,
         position_dim: int | None = None,
+        value_dim: int | None = None,
         tied_positions: bool = False,
         decay: Grain | None = None,
         write_gate: bool = False,
@@ -98,21 +103,19 @@ class SplatAttention(nn.Module):
         output_gate: bool = False,
         value_skip: bool = False,
     ) -> None:
-        super().__init__()
         require_heads(hidden_size, num_heads=num_heads)
-        head_dim = hidden_size // num_heads
-        position_dim = head_dim if position_dim is None else position_dim
-        require_integers(1, num_splats=num_splats, position_dim=position_dim)
+        value_dim = hidden_size // num_heads if value_dim is None else value_dim
+        position_dim = hidden_size // num_heads if position_dim is None else position_dim
+        require_integers(1, value_dim=value_dim)
         require_integers(0, window_size=window_size, conv_size=conv_size)
-        require_one_of(ROUTINGS, routing=routing)
         require_one_of(GRAINS, decay=decay)
+        super().__init__(num_heads, num_splats, position_dim, value_dim, routing=routing, top_p=top_p)
         if window_size:
             require_even_positions(position_dim)
         for name, given in (("window_size", window_size), ("decay", decay)):
             if not causal and given:
                 raise ValueError(f"{name} is {given!r} with causal=False: it needs an order of tokens")
-        self.hidden_size, self.num_heads, self.num_splats = hidden_size, num_heads, num_splats
-        self.causal, self.window_size, self.routing, self.decay = causal, window_size, routing, decay
+        self.hidden_size, self.causal, self.window_size, self.decay = hidden_size, causal, window_size, decay
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
 
         self.projections = HeadProjections(
@@ -120,33 +123,30 @@ class SplatAttention(nn.Module):
             num_heads,
             position_dim,
             tied_positions=tied_positions,
+            head_dim=value_dim,
             conv_size=conv_size,
             causal=causal,
         )
-        self.centers = nn.Parameter(torch.empty(num_heads, num_splats, position_dim))
-        self.log_scales = nn.Parameter(torch.empty(num_heads, num_splats))
-        self.log_amplitudes = nn.Parameter(torch.empty(num_heads, num_splats))
-        self.prior_log_mass = nn.Parameter(torch.empty(num_heads, num_splats))
-        self.prior_content = nn.Parameter(torch.empty(num_heads, num_splats, head_dim))
         decays = {None: 0, "head": num_heads, "splat": num_heads * num_splats}[decay]
         self.decay_proj = nn.Linear(hidden_size, decays) if decays else None
-        self.write_gate_proj = nn.Linear(hidden_size, num_heads * num_splats) if write_gate else None
+        gates = num_heads * (num_splats if top_p is None else 1)
+        self.write_gate_proj = nn.Linear(hidden_size, gates) if write_gate else None
+        self.routing_bias_proj = nn.Linear(hidden_size, 2 * num_heads * self.num_biases) if routing_bias else None
         self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
         self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
         self.value_skip = nn.Parameter(torch.empty(num_heads)) if value_skip else None
-        self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
+        self.output = HeadOutput(
+            hidden_size, num_heads, head_dim=value_dim, head_norm=head_norm, output_gate=output_gate
+        )
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initial values of this layer's own parameters (its submodules know theirs)."""
-        width = self.centers.shape[-1]
-        # centers lie on the sphere of the positions, |c|^2 = P, and sigma^2 = sqrt(P) / 2
-        self.centers.copy_(F.rms_norm(torch.randn_like(self.centers), (width,)))
-        self.log_scales.fill_(0.5 * math.log(math.sqrt(width) / 2))
-        self.log_amplitudes.zero_()
-        self.prior_log_mass.fill_(PRIOR_LOG_MASS)
-        self.prior_content.zero_()
+        self.reset_splats()
+        if self.routing_bias_proj is not None:  # no preferences
+            nn.init.zeros_(self.routing_bias_proj.weight)
+            nn.init.zeros_(self.routing_bias_proj.bias)
         if self.decay_proj is not None:  # half-lives from 5 to 280 tokens
             nn.init.normal_(self.decay_proj.weight, std=0.02)
             heads = torch.linspace(2.0, 6.0, self.num_heads)
@@ -162,35 +162,32 @@ class SplatAttention(nn.Module):
         if self.value_skip is not None:
             self.value_skip.fill_(1.0)
 
-    @property
-    def splats(self) -> Splats:
-        return Splats(self.centers, self.log_scales, self.log_amplitudes)
-
-    def initial_state(self, batch: int) -> SplatState:
-        """The learned prior: what the splats hold before the first token."""
-        dtype = inner_dtype(self.prior_content.dtype)
-        mass = self.prior_log_mass.to(dtype).exp()
-        total = mass[..., None] * self.prior_content.to(dtype)
-        return SplatState(mass.expand(batch, *mass.shape), total.expand(batch, *total.shape))
-
     def forward(
         self,
         hidden_states: Float[Tensor, "B T C"],
         *,
         attention_mask: Bool[Tensor, "B T"] | None = None,
+        token_bias: Float[Tensor, "B T H R"] | None = None,
         state: SplatAttentionState | None = None,
     ) -> tuple[Float[Tensor, "B T C"], SplatAttentionState]:
-        """Output and the state after the last token. `attention_mask` is False (or 0) for padding."""
+        """Output and the state after the last token.
+
+        Args:
+            attention_mask: False (or 0) for padding.
+            token_bias: added to the log-affinities with which tokens send and receive, R = `num_biases` numbers a head:
+                preferences that do not follow from the hidden states, such as a table's.
+        """
         check_inputs(self.hidden_size, hidden_states, attention_mask)
         if state is not None:
-            check_layer_state(state, self._shapes_of_state(hidden_states.shape[0]), hidden_states.dtype)
+            shapes = self._shapes_of_state(hidden_states.shape[0], token_bias is not None)
+            check_layer_state(state, shapes, hidden_states.dtype)
         hidden_states, real = only_real(hidden_states, attention_mask)
         if state is None:
             state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None)
         send_positions, receive_positions, values, convolution = self.projections(hidden_states, state.convolution)
-        leaving = WindowState(
-            send_positions, values, real, self._log_decay(hidden_states), self._write_gate(hidden_states)
-        )
+        send_bias, receive_bias = self._biases(hidden_states, token_bias)
+        factors = self._log_decay(hidden_states), self._write_gate(hidden_states)
+        leaving = WindowState(send_positions, values, real, *factors, send_bias)
 
         near, window = None, None
         if self.window_size:
@@ -207,6 +204,9 @@ class SplatAttention(nn.Module):
             self.splats,
             causal=self.causal,
             routing=self.routing,
+            top_p=self.top_p,
+            send_bias=leaving.send_bias,
+            receive_bias=receive_bias,
             log_decay=leaving.log_decay,
             write_gate=leaving.write_gate,
             padding_mask=None if attention_mask is None and window is None else leaving.real,
@@ -217,18 +217,20 @@ class SplatAttention(nn.Module):
             heard = heard + values * self.value_skip[:, None]
         return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution)
 
-    def _shapes_of_state(self, batch: int) -> SplatAttentionState:
+    def _shapes_of_state(self, batch: int, token_bias: bool) -> SplatAttentionState:
         """A state that holds a shape in the place of each tensor."""
+        has_bias = token_bias or self.routing_bias_proj is not None
         head_dim = self.prior_content.shape[-1]
         per_head = (batch, self.window_size, self.num_heads)
         per_splat = (*per_head, self.num_splats)
         window = WindowState._make(
             [
-                (*per_head, self.centers.shape[-1]),
+                (*per_head, self.position_dim),
                 (*per_head, head_dim),
                 per_head[:2],
                 {None: None, "head": per_head, "splat": per_splat}[self.decay],
-                per_splat if self.write_gate_proj else None,
+                None if self.write_gate_proj is None else per_splat if self.top_p is None else per_head,
+                (*per_head, self.num_biases) if has_bias else None,
             ]
         )
         mass = (batch, self.num_heads, self.num_splats)
@@ -242,15 +244,23 @@ class SplatAttention(nn.Module):
         log_decay = F.logsigmoid(self.decay_proj(hidden_states).to(inner_dtype(hidden_states.dtype)))
         return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if self.decay == "splat" else log_decay
 
-    def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H M"] | None:
+    def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
         if self.write_gate_proj is None:
             return None
-        return (
-            self.write_gate_proj(hidden_states)
-            .to(inner_dtype(hidden_states.dtype))
-            .sigmoid()
-            .unflatten(-1, (self.num_heads, self.num_splats))
-        )
+        gate = self.write_gate_proj(hidden_states).to(inner_dtype(hidden_states.dtype)).sigmoid()
+        return gate.unflatten(-1, (self.num_heads, -1)) if self.top_p is None else gate
+
+    def _biases(
+        self, hidden_states: Float[Tensor, "B T C"], token_bias: Float[Tensor, "B T H R"] | None
+    ) -> tuple[Float[Tensor, "B T H R"] | None, Float[Tensor, "B T H R"] | None]:
+        """What is added to the log-affinities of sending and of receiving."""
+        if self.routing_bias_proj is None:
+            return token_bias, token_bias
+        preferences = self.routing_bias_proj(hidden_states).unflatten(-1, (2, self.num_heads, -1))
+        send_bias, receive_bias = preferences.unbind(2)
+        if token_bias is None:
+            return send_bias, receive_bias
+        return send_bias + token_bias, receive_bias + token_bias
 
     def _hear_window(self, receive_positions: Float[Tensor, "B T H P"], reach: WindowState) -> Float[Tensor, "B T H D"]:
         """The positions serve as queries and keys, sharpened by a learned scale a head."""

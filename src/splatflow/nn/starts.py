@@ -104,7 +104,7 @@ def initialise_from_batch(model: nn.Module, batch: Batch, *, seed: int = 0) -> N
 
     def start(name: str, layer: SplatAttention, send_positions: Tensor, receive_positions: Tensor) -> None:
         points = torch.cat([send_positions, receive_positions]).transpose(0, 1)  # [H, N, P]
-        layer.centers.copy_(kmeans(points, layer.num_splats, seed=seed))
+        layer.free_splats().centers.copy_(kmeans(points, layer.num_splats, seed=seed))
         layer.log_scales.copy_(_log_scales(points, layer.centers, layer.log_scales))
 
     run_watched(model, batch, start)
@@ -165,7 +165,7 @@ def initialise_from_attention(
     def start(name: str, layer: SplatAttention, send_positions: Tensor, receive_positions: Tensor) -> None:
         points = torch.cat([send_positions, receive_positions]).transpose(0, 1)  # [H, N, P]
         splats = splats_of_keys(kmeans(points, layer.num_splats, seed=seed), attention.log_scale)
-        for parameter, value in zip(layer.splats[:3], splats[:3], strict=True):
+        for parameter, value in zip(layer.free_splats()[:3], splats[:3], strict=True):
             parameter.copy_(value)
 
     run_watched(layer, hidden_states, start)

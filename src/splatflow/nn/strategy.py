@@ -79,7 +79,7 @@ class OverlapLoss(Strategy):
 
     def after_backward(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         for layer in splat_layers(model).values():
-            centers, log_scales, log_amplitudes = layer.splats[:3]
+            centers, log_scales, log_amplitudes = layer.free_splats()[:3]
             loss = self.weight * overlap_loss(Splats(centers, log_scales.detach(), log_amplitudes.detach()))
             (gradient,) = torch.autograd.grad(loss, centers)
             centers.grad = gradient if centers.grad is None else centers.grad + gradient
@@ -102,7 +102,7 @@ class Repulsion(Strategy):
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int, batch: Batch) -> None:
         for layer in splat_layers(model).values():
             distance = self.strength * _learning_rate(optimizer, layer.centers)
-            layer.centers.copy_(keep_length(layer.centers + distance * repulsion(layer.splats), layer.centers))
+            layer.centers.copy_(keep_length(layer.centers + distance * repulsion(layer.free_splats()), layer.centers))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class MinimumDistance(Strategy):
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int, batch: Batch) -> None:
         for layer in splat_layers(model).values():
-            for head, awake in enumerate(is_awake(layer.splats)):
+            for head, awake in enumerate(is_awake(layer.free_splats())):
                 layer.centers[head, awake] = keep_apart(layer.centers[head, awake][None], self.distance)[0]
 
 
@@ -141,8 +141,8 @@ class SplitAndPrune(Strategy):
             return
         shares = usage(model, batch)
         for index, (name, layer) in enumerate(splat_layers(model).items()):
-            awake = is_awake(layer.splats)
-            useless = awake & (is_dead(shares[name]) | is_duplicate(layer.splats, shares[name]))
+            awake = is_awake(layer.free_splats())
+            useless = awake & (is_dead(shares[name]) | is_duplicate(layer.free_splats(), shares[name]))
             split(
                 layer, optimizer, *_pair(shares[name], awake & ~useless, useless), seed=_seed_of(self.seed, step, index)
             )
@@ -174,7 +174,7 @@ class Curriculum(Strategy):
             return
         shares = usage(model, batch)
         for index, (name, layer) in enumerate(layers.items()):
-            awake = is_awake(layer.splats)
+            awake = is_awake(layer.free_splats())
             missing = (self.num_awake(layer.num_splats, step) - awake.sum(-1, keepdim=True)).clamp_min(0)  # [H, 1]
             waking = ~awake & ((~awake).cumsum(-1) <= missing)
             split(layer, optimizer, *_pair(shares[name], awake, waking), seed=_seed_of(self.seed, step, index))
@@ -259,10 +259,10 @@ def put_to_sleep(layer: SplatAttention, optimizer: Optimizer, asleep: Bool[Tenso
 
 def parameters_of_splats(layer: SplatAttention) -> list[nn.Parameter]:
     """The parameters in which every splat has a part of its own."""
-    owned = [layer.centers, layer.log_scales, layer.log_amplitudes, layer.prior_log_mass, layer.prior_content]
+    owned = [part for part in layer.parameters(recurse=False) if part.shape[:2] == layer.log_scales.shape]
     if layer.decay == "splat" and layer.decay_proj is not None:
         owned += layer.decay_proj.parameters()
-    if layer.write_gate_proj is not None:
+    if layer.write_gate_proj is not None and layer.top_p is None:
         owned += layer.write_gate_proj.parameters()
     return owned
 

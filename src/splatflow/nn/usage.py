@@ -43,7 +43,7 @@ def usage(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "H M"]]:
     shares = {}
 
     def count(name: str, layer: SplatAttention, send_positions: Tensor, _: Tensor) -> None:
-        sent = route(send_positions[None], layer.splats, layer.routing)[0].mean(0)  # [H, M]
+        sent = route(send_positions[None], layer.splats, layer.routing, layer.top_p)[0].mean(0)  # [H, M]
         shares[name] = sent / sent.sum(-1, keepdim=True).clamp_min(torch.finfo(sent.dtype).tiny)
 
     run_watched(model, batch, count)

@@ -28,7 +28,7 @@ from tyro.conf import Positional, arg
 from splatflow.nn import MIXERS
 from splatflow.nn.ablation import MEMORIES
 from splatflow.nn.splat_attention import GRAINS, Grain
-from splatflow.ops import ROUTINGS
+from splatflow.nn.splat_set import require_routing
 from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 from splatflow.training.geometry import GeometryConfig
 
@@ -58,7 +58,13 @@ class ModelConfig:
     window_size: int = 0
     """Tokens that are heard exactly, besides the splats; 0 is none for "splat" and all for "softmax"."""
     routing: str = "mixture"
-    """How closeness becomes weights: "mixture" or "gaussian"."""
+    """How closeness becomes weights: "mixture", "gaussian", "compact", "lattice" or "grouped"."""
+    splat_top_p: int | None = None
+    """Splats, the nearest, that a token sends to and receives from; None is all."""
+    routing_bias: bool = False
+    """Learn from each token which splats it prefers."""
+    token_bias: bool = False
+    """Learn a table of the splats that each token of the vocabulary prefers."""
     decay: Grain | None = "head"
     """What learns to forget: each head, each splat, or None."""
     write_gate: bool = False
@@ -71,6 +77,10 @@ class ModelConfig:
     """Multiply what was heard by a gate made of the token."""
     value_skip: bool = False
     """Add a token's own value to what it heard."""
+    position_dim: int | None = None
+    """Width of the space in which tokens and splats lie; None is hidden_size / num_heads."""
+    value_dim: int | None = None
+    """Width of what a head sends; None is hidden_size / num_heads."""
     intermediate_size: int | None = None
     """Width of the MLP; None is 8/3 of hidden_size, rounded up to a multiple of 16."""
 
@@ -81,10 +91,11 @@ class ModelConfig:
         if self.intermediate_size is not None:
             require_at_least(1, intermediate_size=self.intermediate_size)
         require_one_of(MIXERS, mixer=self.mixer)
-        require_one_of(ROUTINGS, routing=self.routing)
         require_one_of(GRAINS, decay=self.decay)
+        head_dim = self.hidden_size // self.num_heads
+        require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
         if self.window_size or self.mixer == "softmax":
-            require_even_positions(self.hidden_size // self.num_heads)
+            require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,26 +146,15 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Spla
     """A new model with random values and the vocabulary of `tokenizer`."""
     from splatflow.models import SplatFlowConfig, SplatFlowForCausalLM
 
+    settings = asdict(config)
+    settings |= {"num_hidden_layers": settings.pop("num_layers"), "num_attention_heads": settings.pop("num_heads")}
     return SplatFlowForCausalLM(
         SplatFlowConfig(
             vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            mixer=config.mixer,
-            num_splats=config.num_splats,
-            window_size=config.window_size,
-            routing=config.routing,
-            decay=config.decay,
-            write_gate=config.write_gate,
-            conv_size=config.conv_size,
-            head_norm=config.head_norm,
-            output_gate=config.output_gate,
-            value_skip=config.value_skip,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            **settings,
         )
     )
 
