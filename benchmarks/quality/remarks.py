@@ -9,7 +9,8 @@ had grown since.) Bounds that need no training are in [theory.md](theory.md).
 tokens on queries, keys and values, an RMS norm in each head, no output gate. Embeddings begin at RMS 1, in which every
 contestant learns soonest of what was tried ([log](log.md); runs of the first try are in `quality-first-init.jsonl`, in
 the same folder). Every mixer has the activations, norms and gates of its own paper; speeds of forgetting that are drawn
-at random there begin evenly spread over the same range. Each operator is compared with flash-linear-attention's own to 1e-5 (`benchmarks/rivals/against_peers.py`).
+at random there begin evenly spread over the same range. Each operator is compared with flash-linear-attention's own to
+1e-5 (`benchmarks/rivals/against_peers.py`).
 
 **Equal state.** Numbers remembered of one sequence in a layer, all counted: contents, keys of slots, normalisers, the
 convolution's last inputs, and `2 w D` a head for a window of `w`. All but softmax attention, whose state grows, are
