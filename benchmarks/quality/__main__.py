@@ -40,7 +40,7 @@ LEDGER = Path(__file__).parents[1] / "results" / "quality.jsonl"
 class Options:
     """A tier to run, or the report of what the ledger holds."""
 
-    what: tyro.conf.Positional[Literal["smoke", "cpu", "more", "gpu", "report"]]
+    what: tyro.conf.Positional[Literal["smoke", "cpu", "more", "features", "gpu", "report"]]
     wikitext: Paths | None = None
     """Text to learn from and held-out text, each a file or a folder; .gz and .xz are unpacked."""
     novels: Paths | None = None

@@ -35,7 +35,7 @@ SHELL = Shell()
 
 
 class Contestant(NamedTuple):
-    """`build(shell, size)` makes a mixer. `sized`: its state grows with the size; else it grows with the context."""
+    """`build(shell, size)` makes a mixer. `sized`: the size says how large its state is; else no size changes that."""
 
     build: Callable[[Shell, int], nn.Module]
     sized: bool = True
@@ -63,6 +63,15 @@ def _window_and_splats(shell: Shell, size: int) -> nn.Module:
     return _splats(SplatAttention, shell, size, window_size=max(1, size // 2), decay="head")
 
 
+def _nearest(shell: Shell, size: int) -> nn.Module:
+    return _splats(SplatAttention, shell, size, top_p=min(4, size))
+
+
+def _lattice(shell: Shell, size: int) -> nn.Module:
+    """256 splats a head, of which a token touches four: more to remember in than the others, for no more work."""
+    return _splats(SplatAttention, shell, 256, routing="lattice", top_p=4)
+
+
 def _rival(kind: type[Rival], shell: Shell, size: int) -> nn.Module:
     return kind(shell.width, shell.num_heads, size, **_shared(shell))
 
@@ -72,6 +81,11 @@ CONTESTANTS: dict[str, Contestant] = {
     "splats, decay": Contestant(partial(_splats, SplatAttention, decay="head")),
     "splats, decay, skip": Contestant(partial(_splats, SplatAttention, decay="head", value_skip=True)),
     "window + splats": Contestant(_window_and_splats),
+    "splats, top 4": Contestant(_nearest),
+    "splats, compact": Contestant(partial(_splats, SplatAttention, routing="compact")),
+    "splats, write gate": Contestant(partial(_splats, SplatAttention, write_gate=True)),
+    "splats, routing bias": Contestant(partial(_splats, SplatAttention, routing_bias=True)),
+    "lattice of 256, top 4": Contestant(_lattice, sized=False),
     "linear router": Contestant(partial(_splats, LinearRouter), control=True),
     "linear router, decay, skip": Contestant(
         partial(_splats, LinearRouter, decay="head", value_skip=True), control=True
@@ -99,14 +113,16 @@ def step_operations(mixer: nn.Module, seq_len: int) -> int:
     """
     if isinstance(mixer, Rival):
         return mixer.step_operations
-    head_dim = mixer.hidden_size // mixer.num_heads
     window = mixer.window_size
     if isinstance(mixer, SoftmaxAttention):
+        head_dim = mixer.hidden_size // mixer.num_heads
         return mixer.num_heads * 2 * head_dim * min(window or seq_len, seq_len)
-    # two routings, and one write, one read and perhaps one decay of every splat
-    _, num_splats, width = mixer.centers.shape
+    # two routings, each a product with all centers; a write, a read and perhaps a decay of every splat touched
+    routings = 2 * mixer.centers[0].numel()
     passes = 2 if mixer.decay is None else 3
-    return mixer.num_heads * (num_splats * (2 * width + passes * head_dim) + 2 * head_dim * window)
+    touched = mixer.num_splats if mixer.top_p is None else mixer.top_p
+    near = window * (mixer.position_dim + mixer.value_dim)
+    return mixer.num_heads * (routings + passes * touched * mixer.value_dim + near)
 
 
 @lru_cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 from .contestants import CONTESTANTS, Shell
 from .plan import Experiment
 
-EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name)
+# each beside the same model without it, which is "splats"
+FEATURES = ("splats, top 4", "splats, compact", "splats, write gate", "splats, routing bias", "lattice of 256, top 4")
+EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name and name not in FEATURES)
 # the strongest of those whose state does not grow, and what they have to be seen beside
 STRONGEST = ("gated delta net", "Mamba-2", "GLA", "Gated Slot Attention", "Raven")
 CONTROLS = ("window only", "softmax")
@@ -33,6 +35,12 @@ TIERS: dict[str, tuple[Experiment, ...]] = {
         Experiment("rebound recall", LEADERS, state=1620, steps=500),
         Experiment("selective copying", LEADERS, state=1620, steps=500),
         Experiment("recall", LEADERS, state=1620, steps=1500),
+    ),
+    # what each way to route is worth beside the plain one
+    "features": (
+        Experiment("recall", ("splats", *FEATURES), state=1620, steps=500),
+        Experiment("rebound recall", ("splats", *FEATURES), state=1620, steps=500),
+        Experiment("selective copying", ("splats", *FEATURES), state=1620, steps=500),
     ),
     # the same questions with models of twice the width and eight to sixty times the tokens, in pieces of 9 minutes
     "gpu": (
