@@ -61,6 +61,9 @@ def main(options: Options) -> int:
         print(error, file=sys.stderr)
         return 2
     if options.what == "report":
+        if not rows:
+            print(f"the ledger '{options.ledger}' holds no runs, and the page stays as it is", file=sys.stderr)
+            return 2
         report.write(rows)
         return 0
     experiments = []
@@ -86,6 +89,10 @@ def check(options: Options, paths: dict[str, Paths]) -> None:
     missing = [path for pair in paths.values() for path in pair if not path.exists()]
     if missing:
         raise ValueError(f"no file or folder {', '.join(map(repr, map(str, missing)))}")
+    if not options.minutes >= 0:
+        raise ValueError(f"--minutes {options.minutes:g}: expected 0 or more")
+    if not options.ledger.exists() and any(folder.is_file() for folder in options.ledger.parents):
+        raise ValueError(f"--ledger {options.ledger}: there is no such folder, and none can be made")
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers}: at least 1 is needed")
 

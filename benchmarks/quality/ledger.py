@@ -36,10 +36,10 @@ def read_ledger(path: Path) -> dict[Run, Row]:
         return rows
     if not path.is_file():
         raise ValueError(f"the ledger '{path}' is not a file")
-    whole, _, last = path.read_bytes().rpartition(b"\n")
-    if last and not last.startswith(BEGINNING[: len(last)]):
-        raise ValueError(f"the last line of '{path}' is not a row of the ledger: it begins with {last[:20]!r}")
-    for number, line in enumerate(whole.splitlines(), start=1):
+    lines, rest = _lines(path.read_bytes())
+    if not rest.startswith(BEGINNING[: len(rest)]):
+        raise ValueError(f"the last line of '{path}' is not a row of the ledger: it begins with {rest[:20]!r}")
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             run = Run(**{**row["run"], "shell": Shell(**row["run"]["shell"])})
@@ -50,6 +50,16 @@ def read_ledger(path: Path) -> dict[Run, Row]:
             raise ValueError(f"line {number} of '{path}' is not a row of the ledger: {error}") from error
         rows[run] = row
     return rows
+
+
+def _lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """Whole lines, and what is left of a last one that was cut off. It may be whole without its end of line."""
+    *lines, last = content.split(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:
+        return lines, last
+    return [*lines, last], b""
 
 
 def versions() -> str:
@@ -74,8 +84,11 @@ def append(path: Path, run: Run, measured: dict[str, Any], *, command: str, devi
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if file.tell():  # a line that was cut off is taken away, or the new one would be lost with it
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0)
+        lines, rest = _lines(content := file.read())
+        if rest:  # a line that was cut off is taken away, or the new one would be lost with it
+            file.truncate(len(content) - len(rest))
+        elif lines and not content.endswith(b"\n"):
+            file.write(b"\n")
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     return row

@@ -110,7 +110,8 @@ def all_standings(rows: Rows) -> list[Standing]:
             aims.append((f"pairs at 90 %, beside the best of {', '.join(NAMED)}, {name}", OURS, NAMED, pairs_at))
             aims.append((f"pairs at 90 % per 1,000 multiply-adds, {name}", OURS, RIVALS, pairs_per_operation))
         elif experiment.study == "needle":
-            aims.append((f"digits at 8 times the length, {name}", OURS, ("Raven",), farthest_needle))
+            aims.append((f"digits at 8 times the length, {name}", OURS, RIVALS, farthest_needle))
+            aims.append((f"digits at 8 times the length, beside Raven, {name}", OURS, ("Raven",), farthest_needle))
         else:
             aims.append((f"{STUDIES[experiment.study].decides}, {name}", OURS, RIVALS, score))
         if not STUDIES[experiment.study].higher_is_better:

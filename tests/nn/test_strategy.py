@@ -172,7 +172,7 @@ def test_a_child_takes_over_the_moments_and_all_else_that_its_parent_owns():
     torch.testing.assert_close(lengths[0], lengths[1])
 
 
-@pytest.mark.parametrize("routing", ["mixture", "gaussian"])
+@pytest.mark.parametrize("routing", ["mixture", "gaussian", "compact"])
 def test_a_sleeping_splat_gets_nothing_and_nothing_wakes_it(routing):
     layer, optimizer = trained_layer(torch.float32, routing=routing, decay="splat", write_gate=True)
     asleep = torch.zeros(H, M, dtype=torch.bool).index_fill(1, torch.tensor([1, 4]), True)

@@ -15,18 +15,21 @@ from splatflow.ops.routing import Router, missed_share
 from splatflow.ops.search import best, best_pairs, groups_of
 
 # few different numbers, so that many are equal, and sums that are equal after rounding only
-NUMBERS = st.sampled_from((-1e30, -3.0, 0.0, 0.1, 0.2, 0.3, 1.0, 1.0 + 2**-23, 1e8))
+NUMBERS = st.sampled_from((-torch.inf, -1e30, -3.0, 0.0, 0.1, 0.2, 0.3, 1.0, 1.0 + 2**-23, 1e8))
 
 
 def by_rule(scores, count):
-    """Sorted by Python: the largest first, of equals the first."""
-    return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
+    """Sorted by Python: the largest first, of equals the first. What is infinitely far counts as very far."""
+    least = torch.finfo(torch.float32).min
+    return sorted(range(len(scores)), key=lambda place: (-max(scores[place], least), place))[:count]
 
 
 def pairs_by_rule(first, second, count):
     """All pairs: the largest sum first, of equals the one whose half is better placed in the first, then the second."""
     places = [by_rule(half.tolist(), len(half)) for half in (first, second)]
-    sums = {(a, b): (first[a] + second[b]).item() for a in places[0] for b in places[1]}
+    least = torch.finfo(first.dtype).min
+    first, second = first.clamp_min(least), second.clamp_min(least)
+    sums = {(a, b): max((first[a] + second[b]).item(), least) for a in places[0] for b in places[1]}
     rank = [{point: place for place, point in enumerate(half)} for half in places]
     return sorted(sums, key=lambda pair: (-sums[pair], rank[0][pair[0]], rank[1][pair[1]]))[:count]
 
@@ -121,6 +124,21 @@ def test_memory_of_few_touched_is_linear_and_holds_no_token_times_splat(kinds):
     assert bytes_per_token(16_384) <= 1.1 * bytes_per_token(8192)
     if kinds.get("routing") == "lattice":
         assert bytes_per_token(16_384) < 1024 * 4
+
+
+@pytest.mark.parametrize("backend", ["reference", "recurrent", "chunked", "sparse"])
+@pytest.mark.parametrize("routing", ["mixture", "gaussian", "grouped"])
+def test_what_is_ruled_out_is_chosen_once_at_most(backend, routing):
+    """A bias of -inf is a mask: here one splat is left, of the two that are asked for."""
+    bias = torch.full((1, 3, 1, 4), -torch.inf)
+    bias[..., 1] = 0.0
+    splats = Splats(torch.zeros(1, 4, 2), torch.zeros(1, 4), torch.zeros(1, 4))
+    positions, values = torch.zeros(1, 3, 1, 2), torch.tensor([1.0, 2.0, 6.0]).view(1, 3, 1, 1)
+    options = {"routing": routing, "top_p": 2, "send_bias": bias, "receive_bias": bias, "backend": backend}
+    output, state = splat_attention(positions, positions, values, splats, **options)
+    expected = [1.0, 3.0, 9.0] if routing == "gaussian" else [1.0, 1.5, 3.0]
+    torch.testing.assert_close(output.flatten(), torch.tensor(expected))
+    assert state.mass.flatten().tolist() == [0.0, 3.0, 0.0, 0.0]
 
 
 def test_a_compact_splat_has_an_end():

@@ -42,12 +42,21 @@ def test_a_line_that_was_cut_off_is_lost_alone(tmp_path):
     write(path, 1)
     whole = path.read_bytes()
     write(path, 2)
-    for length in range(len(whole), len(path.read_bytes())):
+    for length in range(len(whole), len(path.read_bytes()) - 1):
         cut = tmp_path / "cut.jsonl"
         cut.write_bytes(path.read_bytes()[:length])
         assert list(read_ledger(cut)) == [run(1)]
     write(cut, 3)
     assert list(read_ledger(cut)) == [run(1), run(3)]
+
+
+def test_a_last_line_without_its_end_is_a_row(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    write(path, 1)
+    path.write_bytes(path.read_bytes().rstrip())  # as some editors leave it
+    assert list(read_ledger(path)) == [run(1)]
+    write(path, 2)
+    assert list(read_ledger(path)) == [run(1), run(2)]
 
 
 def test_another_line_is_reported_with_its_number(tmp_path):

@@ -59,7 +59,12 @@ def test_a_run_that_fails_is_named_and_hinders_no_other(monkeypatch, tmp_path, c
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"workers": 0}, "--workers 0"), ({"ledger": "no row"}, "line 1 of")],
+    [
+        ({"workers": 0}, "--workers 0"),
+        ({"minutes": float("nan")}, "--minutes nan"),
+        ({"minutes": -1}, "--minutes -1"),
+        ({"ledger": "no row"}, "line 1 of"),
+    ],
 )
 def test_a_bad_option_is_told_before_anything_runs(options, told, tmp_path, capsys):
     if "ledger" in options:
@@ -68,6 +73,19 @@ def test_a_bad_option_is_told_before_anything_runs(options, told, tmp_path, caps
         options = {"ledger": path}
     assert runner.main(runner.Options("smoke", **options)) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_ledger_below_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert runner.main(runner.Options("smoke", ledger=tmp_path / "file" / "ledger.jsonl")) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing_leaves_the_page_alone(tmp_path, capsys):
+    before = report.PAGE.read_text(encoding="utf-8")
+    assert runner.main(runner.Options("report", ledger=tmp_path / "typo.jsonl")) == 2
+    assert "holds no runs" in capsys.readouterr().err
+    assert report.PAGE.read_text(encoding="utf-8") == before
 
 
 def test_the_table_shows_the_mean_of_the_fresh_seeds(tmp_path):

@@ -31,6 +31,7 @@ from splatflow.requirements import require_at_least, require_integers
 
 from .geometry import DORMANT, is_awake, keep_apart, keep_length, overlap, overlap_loss, repulsion
 from .splat_attention import SplatAttention
+from .splat_rows import by_splat, moments_of, parameters_of_splats
 from .starts import initialise_from_batch
 from .usage import Batch, is_dead, splat_layers, usage
 
@@ -227,8 +228,9 @@ def split(
     All that belongs to a splat is copied, the optimizer's moments too: children go on as their parents did, while
     moments of 0 would, once the optimizer no longer corrects for its start, make their first steps too long. Amplitude
     and prior mass are halved (divided by sqrt(2) where splats hold plain sums), which with `jitter` 0 leaves the
-    layer's output as it was. The two centers are moved apart by `jitter` scales each, in a random direction, and
-    keep their length. Parents of one head are different from one another and from all children.
+    layer's output as it was, unless tokens touch only the nearest: half an amplitude is farther away. The two centers
+    are moved apart by `jitter` scales each, in a random direction, and keep their length. Parents of one head are
+    different from one another and from all children.
     """
     for parameter in parameters_of_splats(layer):
         for tensor in (parameter, *moments_of(optimizer, parameter)):
@@ -255,27 +257,6 @@ def put_to_sleep(layer: SplatAttention, optimizer: Optimizer, asleep: Bool[Tenso
         for moment in moments_of(optimizer, parameter):
             by_splat(moment, layer)[asleep] = 0.0
     layer.log_amplitudes[asleep] = DORMANT
-
-
-def parameters_of_splats(layer: SplatAttention) -> list[nn.Parameter]:
-    """The parameters in which every splat has a part of its own."""
-    owned = [part for part in layer.parameters(recurse=False) if part.shape[:2] == layer.log_scales.shape]
-    if layer.decay == "splat" and layer.decay_proj is not None:
-        owned += layer.decay_proj.parameters()
-    if layer.write_gate_proj is not None and layer.top_p is None:
-        owned += layer.write_gate_proj.parameters()
-    return owned
-
-
-def moments_of(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
-    """What an optimizer remembers of every number of a parameter, such as Adam's two moments; none before a step."""
-    state = optimizer.state.get(parameter, {})
-    return [part for part in state.values() if isinstance(part, Tensor) and part.shape == parameter.shape]
-
-
-def by_splat(tensor: Tensor, layer: SplatAttention) -> Float[Tensor, "H M _"]:
-    """A view of a parameter in which every splat has a part, or of its moments."""
-    return tensor.view(layer.num_heads, layer.num_splats, -1)
 
 
 def _pair(

@@ -32,7 +32,8 @@ def splat_layers(model: nn.Module) -> dict[str, SplatAttention]:
 def usage(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "H M"]]:
     """The mean share of each splat in what the tokens of a batch send, by layer; the shares of a head sum to 1.
 
-    Write gates are not counted, padding is left out. The model is in evaluation mode for the time of the call.
+    Write gates and biases are not counted, padding is left out. The model is in evaluation mode for the time of the
+    call.
 
     Example:
         >>> layer = SplatAttention(hidden_size=8, num_heads=2, num_splats=3)

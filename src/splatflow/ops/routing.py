@@ -61,8 +61,8 @@ def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[T
 def compact_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
     """Gaussians that end: log alpha_m - |p - c_m|^2 / (2 sigma_m^2) + log max(0, 1 - |p - c_m|^2 / tau_m^2).
 
-    A token out of reach of every splat goes to the nearest one, as if it were the only one. The kernel falls to 0
-    without a jump, so that the reach tau has a gradient.
+    A token out of reach of every splat goes to the nearest one, as if it were the only one; those of amplitude 0 do not
+    count. The kernel falls to 0 without a jump, so that the reach tau has a gradient.
 
     Example:
         >>> zero, one = torch.zeros(1, 2), torch.tensor([[0.0, 3.0]])
@@ -74,10 +74,11 @@ def compact_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Flo
     assert splats.log_reaches is not None, "the border has checked it"
     scales, reaches = (part.to(near.dtype) for part in (splats.log_scales, splats.log_reaches))
     share = -2.0 * near * torch.exp(2.0 * (scales - reaches))  # |p - c|^2 / tau^2
-    within = ~(share >= 1)  # a nan is let through, to show itself
+    awake = splats.log_amplitudes > 0.5 * FARTHEST
+    within = ~(share >= 1) & awake  # a nan is let through, to show itself
     kernel = torch.log1p(-share.masked_fill(~within, 0.0))
     affinities = (splats.log_amplitudes.to(near.dtype) + near + kernel).masked_fill(~within, FARTHEST)
-    distance = -2.0 * near.detach() * torch.exp(2.0 * scales.detach())
+    distance = (-2.0 * near.detach() * torch.exp(2.0 * scales.detach())).masked_fill(~awake, torch.inf)
     nearest = torch.zeros_like(within).scatter(-1, distance.argmin(-1, keepdim=True), True)
     alone = torch.where(nearest, 0.0, FARTHEST).to(near.dtype)
     return torch.where(within.any(-1, keepdim=True), affinities, alone)

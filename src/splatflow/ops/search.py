@@ -25,7 +25,7 @@ def best(scores: Float[Tensor, "... N"], count: int) -> Int[Tensor, "... count"]
         >>> best(torch.tensor([1.0, 3.0, 3.0, 2.0]), 3).tolist()
         [1, 2, 3]
     """
-    scores = scores.detach().clone()
+    scores = scores.detach().clamp_min(torch.finfo(scores.dtype).min)  # -inf is for what was taken
     places = []
     for _ in range(min(count, scores.shape[-1])):  # `topk` leaves it open which of equals it takes, `max` does not
         places.append(scores.max(-1, keepdim=True).indices)

@@ -169,6 +169,11 @@ class TrainConfig:
             raise ValueError(
                 f"geometry is set with model.mixer {self.model.mixer!r}, expected 'splat', which has splats"
             )
+        if self.geometry != GeometryConfig() and self.model.routing == "lattice":
+            raise ValueError("geometry is set with model.routing 'lattice', expected splats that lie free")
+        moves = self.geometry.split_every or self.geometry.first_splats
+        if moves and (self.model.routing_bias or self.model.token_bias):
+            raise ValueError("geometry.split_every or first_splats is set with a bias, which splats cannot exchange")
         if self.geometry.first_splats > self.model.num_splats:
             first, all_splats = self.geometry.first_splats, self.model.num_splats
             raise ValueError(f"geometry.first_splats is {first}, expected at most model.num_splats, {all_splats}")
