@@ -28,7 +28,6 @@ CASES = (
     ("lattice", 4, 65_536),
     ("mixture", 4, 1024),
     ("grouped", 4, 1024),
-    ("grouped", 4, 16_384),
     ("mixture", None, 64),
     ("mixture", None, 1024),
 )
