@@ -25,6 +25,7 @@ PER_TOKEN = (
     *("log_decay", "write_gate", "padding_mask"),
 )
 OF_SPLATS = ("centers", "log_scales", "log_amplitudes", "log_reaches")
+PER_SPLAT = ("receive_mixing",)  # what all sequences share beside the splats
 GRAINS = (None, "head", "splat")  # what a log_decay or a write_gate is given for
 LENGTHS = (0, 1, 2, 7, 31, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 1, 101, 2 * MIN_CHUNK + 1)
 
@@ -54,6 +55,7 @@ def make_arguments(
     tied: bool = False,
     strided: bool = False,
     bias: bool = False,
+    mixing: bool = False,
     routing: str = "mixture",
     dtype: torch.dtype = torch.float64,
 ) -> Arguments:
@@ -103,6 +105,8 @@ def make_arguments(
     if state:
         arguments["mass"] = 0.5 + normal(B, H, M).abs()
         arguments["total"] = normal(B, H, M, D)
+    if mixing:
+        arguments["receive_mixing"] = normal(H, M, M).softmax(-1)
     if strided:  # every second number of a larger array
         arguments = {name: torch.stack([part, part], -1)[..., 0] for name, part in arguments.items()}
     if padding:
@@ -187,19 +191,19 @@ def fit(backend: str, sizes: dict, options: dict) -> tuple[dict, dict]:
     """A case that the backend can do, as near as may be to the one given."""
     if backend != "sparse":
         return sizes, options
-    sizes = {**sizes, "decay": None}
+    sizes = {**sizes, "decay": None, "mixing": False}
     if ROUTINGS[options["routing"]].nearest is None:
         sizes["routing"] = options["routing"] = "mixture"
     return sizes, {**options, "top_p": options.get("top_p") or 1}
 
 
-def supports(backend: str, route: dict, decay: bool = False) -> bool:
-    router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"))
+def supports(backend: str, route: dict, decay: bool = False, mixing: bool = False) -> bool:
+    router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"), torch.ones(1, 1, 1) if mixing else None)
     return BACKENDS[backend].supports(router, log_decay=decay) is None
 
 
-def skip_unless(backend: str, route: dict, decay: bool = False) -> None:
-    if not supports(backend, route, decay):
+def skip_unless(backend: str, route: dict, decay: bool = False, mixing: bool = False) -> None:
+    if not supports(backend, route, decay, mixing):
         pytest.skip(f"{backend} cannot")
 
 
@@ -259,6 +263,7 @@ def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = 
         "padding": draw(st.booleans()),
         "tied": tied,
         "strided": draw(st.booleans()),
+        "mixing": draw(st.booleans()),
     }
     routing = draw(st.sampled_from(list(ROUTINGS)))
     kinds |= {"routing": routing, "bias": draw(st.booleans())}

@@ -96,11 +96,13 @@ def test_gradients_come_in_the_type_of_their_argument(backend):
         {"causal": True, "gate": "splat"},
         {"causal": True, "decay": "head"},
         {"causal": True, "decay": "splat", "gate": "head"},
+        {"causal": True, "decay": "head", "mixing": True},
+        {"causal": False, "S": 3, "mixing": True},
     ],
     ids=str,
 )
 def test_gradcheck(backend, route, kinds):
-    skip_unless(backend, route, "decay" in kinds)
+    skip_unless(backend, route, "decay" in kinds, "mixing" in kinds)
     kinds = dict(kinds)
     causal = kinds.pop("causal")
     sizes = {"B": 1, "T": 5, "H": 2, "M": 4, "P": 2, "D": 2}

@@ -124,6 +124,17 @@ WRONG_CALLS = {
         ValueError,
         ["receive_bias", "9]", "6]"],
     ),
+    "a sparse form that reads all": (
+        wrong(backend="sparse", top_p=2, receive_mixing=torch.zeros(H, M, M)),
+        ValueError,
+        ["'sparse'", "receive_mixing"],
+    ),
+    "a mixing of other splats": (
+        wrong(receive_mixing=torch.zeros(H, M, 4)),
+        ValueError,
+        ["receive_mixing", "[3, 5, 4]", "[3, 5, 5]"],
+    ),
+    "a mixing of integers": (wrong(receive_mixing=torch.zeros(H, M, M).int()), TypeError, ["receive_mixing", "int32"]),
     "causal cross attention": (
         wrong(receive_positions=torch.zeros(B, 6, H, P)),
         ValueError,
@@ -229,6 +240,14 @@ WRONG_CALLS = {
         TypeError,
         ["state.splats.mass", "float64", "float32"],
     ),
+    "hops on a lattice": (
+        layer(num_splats=9, routing="lattice", hops=1),
+        ValueError,
+        ["hops is 1", "'lattice'"],
+    ),
+    "half a hop": (layer(hops=0.5), TypeError, ["hops is 0.5", "integer"]),
+    "super-splats without a hop": (layer(num_super_splats=3), ValueError, ["num_super_splats is 3", "hops=0"]),
+    "no super-splats": (layer(hops=1, num_super_splats=0), ValueError, ["num_super_splats is 0", "at least 1"]),
     "a window of 2.5 tokens": (layer(window_size=2.5), TypeError, ["window_size is 2.5", "integer"]),
     "a state of another batch": (
         resumed(layer(), layer(), batch=3),

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
@@ -18,6 +17,8 @@ from splatflow.requirements import require_even_positions, require_heads, requir
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
 from .splat_set import SplatSet
+from .super_splats import SuperSplats, mixing_of, require_hops
+from .window_state import WindowState, each_part, empty_window
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
 # What learns to forget, if anything does: each head, or each splat of each head
 Grain = Literal["head", "splat"]
 GRAINS = (None, *get_args(Grain))
-
-
-class WindowState(NamedTuple):
-    """The tokens that are still in the window, with all that the splats will want of them when they leave it."""
-
-    send_positions: Float[Tensor, "B W H P"]
-    values: Float[Tensor, "B W H D"]
-    real: Bool[Tensor, "B W"]
-    log_decay: Float[Tensor, "B W H *M"] | None
-    write_gate: Float[Tensor, "B W H *M"] | None
-    send_bias: Float[Tensor, "B W H R"] | None
 
 
 class SplatAttentionState(NamedTuple):
@@ -62,6 +52,8 @@ class SplatAttention(SplatSet):
         routing: a row of `splatflow.ops.ROUTINGS`: "mixture", "gaussian", "compact", "lattice" or "grouped".
         top_p: how many splats, the nearest, a token sends to and receives from; None: all.
         routing_bias: learn from each token which splats it prefers: two biases of its log-affinities.
+        hops: how often what a splat holds goes on to others before it is received, by way of super-splats.
+        num_super_splats: for each hop, a head; the root of `num_splats` if not given.
         position_dim: width P of the space in which tokens and splats lie; D if not given.
         tied_positions: a token sends and receives from one place, by one projection.
         decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
@@ -93,6 +85,8 @@ class SplatAttention(SplatSet):
         routing: str = "mixture",
         top_p: int | None = None,
         routing_bias: bool = False,
+        hops: int = 0,
+        num_super_splats: int | None = None,
         position_dim: int | None = None,
         value_dim: int | None = None,
         tied_positions: bool = False,
@@ -132,6 +126,8 @@ class SplatAttention(SplatSet):
         gates = num_heads * (num_splats if top_p is None else 1)
         self.write_gate_proj = nn.Linear(hidden_size, gates) if write_gate else None
         self.routing_bias_proj = nn.Linear(hidden_size, 2 * num_heads * self.num_biases) if routing_bias else None
+        num_super_splats = require_hops(hops, num_super_splats, routing, num_splats)
+        self.hops = nn.ModuleList(SuperSplats(num_heads, num_super_splats, position_dim) for _ in range(hops))
         self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
         self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
         self.value_skip = nn.Parameter(torch.empty(num_heads)) if value_skip else None
@@ -191,12 +187,12 @@ class SplatAttention(SplatSet):
 
         near, window = None, None
         if self.window_size:
-            earlier = state.window or _empty_window(leaving, self.window_size)
-            reach = _each(lambda old, new: torch.cat([old, new], 1), earlier, leaving)  # W + T tokens
+            earlier = state.window or empty_window(leaving, self.window_size)
+            reach = each_part(lambda old, new: torch.cat([old, new], 1), earlier, leaving)  # W + T tokens
             near = self._hear_window(receive_positions, reach)
             length = hidden_states.shape[1]
-            leaving = _each(lambda part: part[:, :length], reach)
-            window = _each(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
+            leaving = each_part(lambda part: part[:, :length], reach)
+            window = each_part(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
         far, splats = splat_attention(
             leaving.send_positions,
             receive_positions,
@@ -207,6 +203,7 @@ class SplatAttention(SplatSet):
             top_p=self.top_p,
             send_bias=leaving.send_bias,
             receive_bias=receive_bias,
+            receive_mixing=mixing_of(self.hops, self.free_splats()) if self.hops else None,
             log_decay=leaving.log_decay,
             write_gate=leaving.write_gate,
             padding_mask=None if attention_mask is None and window is None else leaving.real,
@@ -284,14 +281,3 @@ class SplatAttention(SplatSet):
             near = torch.zeros_like(near)
         near_gate, far_gate = self.memory_gate_proj(hidden_states).sigmoid()[..., None].chunk(2, -2)
         return near_gate * near + far_gate * far
-
-
-def _each(function: Callable[..., Tensor], *states: WindowState) -> WindowState:
-    """`function` of the corresponding parts of window states, where they exist."""
-    parts = (None if parts[0] is None else function(*parts) for parts in zip(*states, strict=True))
-    return WindowState._make(parts)
-
-
-def _empty_window(tokens: WindowState, window_size: int) -> WindowState:
-    """A window before the first token: zeros, none of them real."""
-    return _each(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)

@@ -2,6 +2,7 @@
 
 from .chunked import checkpointed_blocks
 from .dispatch import BACKENDS, splat_attention
+from .hops import mixing_of_hop
 from .routing import ROUTINGS, log_affinity
 from .splats import Lattice, Splats, SplatState
 
@@ -13,5 +14,6 @@ __all__ = [
     "Splats",
     "checkpointed_blocks",
     "log_affinity",
+    "mixing_of_hop",
     "splat_attention",
 ]

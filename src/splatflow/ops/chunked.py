@@ -111,8 +111,8 @@ def _mix_block(
 ) -> tuple[Float[Tensor, "B H S D"], SplatState]:
     """A block of whole chunks of `length` tokens, causal."""
     output, state = mix_chunks(
-        _in_chunks(_send(sources, router), length),
-        _in_chunks(_receive(targets, router), length),
+        _in_chunks(router.send(sources).transpose(1, 2), length),
+        _in_chunks(router.receive(targets).transpose(1, 2), length),
         _in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length),
         None if sources.log_decay is None else _in_chunks(sources.log_decay.transpose(1, 2), length),
         state,
@@ -123,23 +123,14 @@ def _mix_block(
 
 def _collect_block(sources: Sources, router: Router, state: SplatState) -> SplatState:
     """The state after a block, not causal."""
-    weights = _send(sources, router)
+    weights = router.send(sources).transpose(1, 2)
     values = sources.values.transpose(1, 2).to(state.total.dtype)
     return SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
 
 
 def _read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
     """What a block of targets finds, not causal."""
-    return _receive(targets, router) @ means
-
-
-def _send(sources: Sources, router: Router) -> Float[Tensor, "B H S M"]:
-    weights = router.weights(sources.positions, sources.bias)
-    return (weights if sources.write_gate is None else weights * sources.write_gate).transpose(1, 2)
-
-
-def _receive(targets: Targets, router: Router) -> Float[Tensor, "B H T M"]:
-    return router.weights(*targets).transpose(1, 2)
+    return router.receive(targets).transpose(1, 2) @ means
 
 
 class Output:

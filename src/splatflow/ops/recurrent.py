@@ -46,9 +46,7 @@ def recurrent(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, token by token. With one token this is the decoding step."""
-    send, receive = router.weights(sources.positions, sources.bias), router.weights(*targets)
-    if sources.write_gate is not None:
-        send = send * sources.write_gate
+    send, receive = router.send(sources), router.receive(targets)
     values, log_decay = sources.values.to(send.dtype), sources.log_decay
     running_mean = router.routing.running_mean
 

@@ -36,9 +36,7 @@ def reference(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state from the dense token-token matrix."""
-    send, receive = router.weights(sources.positions, sources.bias), router.weights(*targets)
-    if sources.write_gate is not None:
-        send = send * sources.write_gate
+    send, receive = router.send(sources), router.receive(targets)
     values, log_decay = sources.values.to(send.dtype), sources.log_decay
     no_decay = torch.zeros_like(send) if log_decay is None else log_decay.expand_as(send)
     if causal:

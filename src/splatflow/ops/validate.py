@@ -29,6 +29,7 @@ def check_arguments(
     top_p: int | None,
     send_bias: Tensor | None,
     receive_bias: Tensor | None,
+    receive_mixing: Tensor | None,
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     padding_mask: Tensor | None,
@@ -70,6 +71,9 @@ def check_arguments(
         if bias is not None:
             _check_floats(values.device, {name: (bias, 4)})
             _check_shapes({name: (bias, (batch, num_tokens, num_heads, num_biases))})
+    if receive_mixing is not None:
+        _check_floats(values.device, {"receive_mixing": (receive_mixing, 3)})
+        _check_shapes({"receive_mixing": (receive_mixing, (num_heads, num_splats, num_splats))})
     for name, positions in (("send_positions", send_positions), ("receive_positions", receive_positions)):
         if inner_dtype(positions.dtype) != inner_dtype(values.dtype):
             raise TypeError(f"{name} is {positions.dtype}, values is {values.dtype}: float64 goes with float64 only")
