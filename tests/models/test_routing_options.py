@@ -17,6 +17,7 @@ OPTIONS = {
     "routing bias": {"routing_bias": True, **WINDOW},
     "token bias": {"token_bias": True, **WINDOW},
     "both, of a lattice": {"routing": "lattice", "num_splats": 9, "token_bias": True, "routing_bias": True},
+    "hops": {"hops": 2, "num_super_splats": 3, **WINDOW},
     "wide": {"value_dim": 19, "position_dim": 10, "head_norm": True},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -84,6 +85,8 @@ def test_a_token_bias_needs_the_tokens():
         ({"routing": "grouped"}, "top_p is None"),
         ({"routing": "compact", "splat_top_p": 2}, "top_p is 2, expected None"),
         ({"splat_top_p": 6}, "top_p is 6, expected at most num_splats, which is 5"),
+        ({"routing": "lattice", "num_splats": 9, "hops": 1}, "hops is 1, expected 0 for routing 'lattice'"),
+        ({"num_super_splats": 3}, "num_super_splats is 3 with hops=0"),
         ({"value_dim": 0}, "value_dim is 0"),
         ({"mixer": "softmax", "token_bias": True}, "token_bias is True.*'softmax'"),
     ],

@@ -126,8 +126,9 @@ class SplatAttention(SplatSet):
         gates = num_heads * (num_splats if top_p is None else 1)
         self.write_gate_proj = nn.Linear(hidden_size, gates) if write_gate else None
         self.routing_bias_proj = nn.Linear(hidden_size, 2 * num_heads * self.num_biases) if routing_bias else None
-        num_super_splats = require_hops(hops, num_super_splats, routing, num_splats)
-        self.hops = nn.ModuleList(SuperSplats(num_heads, num_super_splats, position_dim) for _ in range(hops))
+        per_hop = require_hops(hops, num_super_splats, routing, num_splats)
+        self.num_super_splats = per_hop if hops else None
+        self.hops = nn.ModuleList(SuperSplats(num_heads, per_hop, position_dim) for _ in range(hops))
         self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
         self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
         self.value_skip = nn.Parameter(torch.empty(num_heads)) if value_skip else None

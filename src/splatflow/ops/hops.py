@@ -32,9 +32,9 @@ def mixing_of_hop(splats: Splats, super_splats: Splats, strength: Float[Tensor, 
 
     Example:
         >>> one = torch.zeros(1, 1)
-        >>> splats = Splats(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
+        >>> splats = Splats(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(1, 2))
         >>> mixing_of_hop(splats, Splats(torch.zeros(1, 1, 3), one, one), torch.tensor([0.5])).tolist()
-        [[[0.875, 0.125], [0.375, 0.625]]]
+        [[[0.75, 0.25], [0.25, 0.75]]]
     """
     dtype = inner_dtype(splats.centers.dtype)
     with torch.autocast(splats.centers.device.type, enabled=False):

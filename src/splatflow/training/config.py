@@ -29,6 +29,7 @@ from splatflow.nn import MIXERS
 from splatflow.nn.ablation import MEMORIES
 from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.nn.splat_set import require_routing
+from splatflow.nn.super_splats import require_hops
 from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 from splatflow.training.geometry import GeometryConfig
 
@@ -65,6 +66,10 @@ class ModelConfig:
     """Learn from each token which splats it prefers."""
     token_bias: bool = False
     """Learn a table of the splats that each token of the vocabulary prefers."""
+    hops: int = 0
+    """How often what a splat holds goes on to others, by way of super-splats."""
+    num_super_splats: int | None = None
+    """Super-splats a head, for each hop; None is the root of num_splats."""
     decay: Grain | None = "head"
     """What learns to forget: each head, each splat, or None."""
     write_gate: bool = False
@@ -94,6 +99,7 @@ class ModelConfig:
         require_one_of(GRAINS, decay=self.decay)
         head_dim = self.hidden_size // self.num_heads
         require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
+        require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
         if self.window_size or self.mixer == "softmax":
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
 
