@@ -12,6 +12,7 @@ LAYERS = {
     "everything": {"decay": "splat", "write_gate": True, "routing_bias": True, "window_size": 4},
     "nearest": {"top_p": 2, "decay": "head", "write_gate": True},
     "hops": {"hops": 1},
+    "linear": {"transform": "linear", "window_size": 4},
     "as many splats as channels": {"hidden_size": 3 * M, "decay": "splat", "value_skip": True},
 }
 

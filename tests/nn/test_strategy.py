@@ -142,7 +142,13 @@ def test_usage_of_a_compiled_model_is_that_of_the_model():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"decay": "splat", "write_gate": True, "window_size": 5}, {"routing": "gaussian", "decay": "head"}]
+    "options",
+    [
+        {},
+        {"decay": "splat", "write_gate": True, "window_size": 5},
+        {"routing": "gaussian", "decay": "head"},
+        {"transform": "linear", "hops": 1},
+    ],
 )
 def test_two_halves_do_what_the_whole_did(options):
     layer, optimizer = trained_layer(**options)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from splatflow.ops import BACKENDS, ROUTINGS, SplatState, splat_attention
+from splatflow.ops import BACKENDS, ROUTINGS, SplatState, Transform, splat_attention
 from splatflow.ops.chunked import MIN_CHUNK
 from splatflow.ops.routing import Router
 from splatflow.ops.splats import inner_dtype
@@ -25,7 +25,7 @@ PER_TOKEN = (
     *("log_decay", "write_gate", "padding_mask"),
 )
 OF_SPLATS = ("centers", "log_scales", "log_amplitudes", "log_reaches")
-PER_SPLAT = ("receive_mixing",)  # what all sequences share beside the splats
+PER_SPLAT = ("receive_mixing", "listen", "say")  # what all sequences share beside the splats
 GRAINS = (None, "head", "splat")  # what a log_decay or a write_gate is given for
 LENGTHS = (0, 1, 2, 7, 31, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 1, 101, 2 * MIN_CHUNK + 1)
 
@@ -56,6 +56,7 @@ def make_arguments(
     strided: bool = False,
     bias: bool = False,
     mixing: bool = False,
+    transform: bool = False,
     routing: str = "mixture",
     dtype: torch.dtype = torch.float64,
 ) -> Arguments:
@@ -107,6 +108,8 @@ def make_arguments(
         arguments["total"] = normal(B, H, M, D)
     if mixing:
         arguments["receive_mixing"] = normal(H, M, M).softmax(-1)
+    if transform:
+        arguments |= {"listen": 0.3 * normal(H, M, D), "say": 0.3 * normal(H, M, D)}
     if strided:  # every second number of a larger array
         arguments = {name: torch.stack([part, part], -1)[..., 0] for name, part in arguments.items()}
     if padding:
@@ -143,6 +146,8 @@ def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:
     splats = ROUTINGS[options.get("routing", "mixture")].kind(*parts)
     if "mass" in rest:
         options["state"] = SplatState(rest.pop("mass"), rest.pop("total"))
+    if "listen" in rest:
+        options["transform"] = Transform(rest.pop("listen"), rest.pop("say"))
     send_positions, values = rest.pop("send_positions"), rest.pop("values")
     receive_positions = rest.pop("receive_positions", send_positions)
     return splat_attention(send_positions, receive_positions, values, splats, **rest, **options)
@@ -264,6 +269,7 @@ def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = 
         "tied": tied,
         "strided": draw(st.booleans()),
         "mixing": draw(st.booleans()),
+        "transform": draw(st.booleans()),
     }
     routing = draw(st.sampled_from(list(ROUTINGS)))
     kinds |= {"routing": routing, "bias": draw(st.booleans())}

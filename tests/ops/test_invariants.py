@@ -87,6 +87,7 @@ def test_the_order_of_splats_means_nothing(backend, route, causal):
         decay=decay,
         bias=True,
         mixing=mixing,
+        transform=True,
         routing=route["routing"],
     )
     order = torch.tensor([2, 0, 1]) if lattice else torch.tensor([3, 0, 6, 1, 5, 2, 4])
@@ -105,6 +106,7 @@ def test_the_order_of_splats_means_nothing(backend, route, causal):
         permuted[name] = arguments[name].index_select(axes[name], which)
     if mixing:
         permuted["receive_mixing"] = arguments["receive_mixing"][:, of_splats][:, :, of_splats]
+    permuted |= {name: arguments[name][:, of_splats] for name in ("listen", "say")}
     options = {"causal": causal, "backend": backend, **route}
     (output, state), (again, after) = attend(arguments, **options), attend(permuted, **options)
     assert relative_error(again, output) <= 1e-12

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splatflow.nn import SoftmaxAttention, SplatAttention, silence
-from splatflow.ops import Lattice, Splats, SplatState, splat_attention
+from splatflow.ops import Lattice, Splats, SplatState, Transform, splat_attention
 
 B, T, H, M, P, D = 2, 7, 3, 5, 4, 11
 
@@ -135,6 +135,12 @@ WRONG_CALLS = {
         ["receive_mixing", "[3, 5, 4]", "[3, 5, 5]"],
     ),
     "a mixing of integers": (wrong(receive_mixing=torch.zeros(H, M, M).int()), TypeError, ["receive_mixing", "int32"]),
+    "a transform of another width": (
+        wrong(transform=Transform(torch.zeros(H, M, D), torch.zeros(H, M, 9))),
+        ValueError,
+        ["transform.say", "[3, 5, 9]", "[3, 5, 11]"],
+    ),
+    "a transform a tensor": (wrong(transform=centers), TypeError, ["transform", "Tensor", "Transform(listen, say)"]),
     "causal cross attention": (
         wrong(receive_positions=torch.zeros(B, 6, H, P)),
         ValueError,
@@ -245,6 +251,8 @@ WRONG_CALLS = {
         ValueError,
         ["hops is 1", "'lattice'"],
     ),
+    "an mlp of every past": (layer(transform="mlp"), ValueError, ["transform is 'mlp'", "causal"]),
+    "an unknown transform": (layer(transform="cubic"), ValueError, ["transform is 'cubic'", "'linear', 'mlp'"]),
     "half a hop": (layer(hops=0.5), TypeError, ["hops is 0.5", "integer"]),
     "super-splats without a hop": (layer(num_super_splats=3), ValueError, ["num_super_splats is 3", "hops=0"]),
     "no super-splats": (layer(hops=1, num_super_splats=0), ValueError, ["num_super_splats is 0", "at least 1"]),

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from splatflow.ops.window import window_attention
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -32,3 +34,12 @@ def each_part(function: Callable[..., Tensor], *states: WindowState) -> WindowSt
 def empty_window(tokens: WindowState, window_size: int) -> WindowState:
     """A window before the first token: zeros, none of them real."""
     return each_part(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)
+
+
+def hear_window(
+    receive_positions: Float[Tensor, "B T H P"], reach: WindowState, log_scale: Float[Tensor, " H"]
+) -> Float[Tensor, "B T H D"]:
+    """What T tokens hear of the W + T in their reach: positions are queries and keys, sharpened by a scale a head."""
+    queries = receive_positions * log_scale.exp()[:, None]
+    dtype = reach.values.dtype
+    return window_attention(queries.to(dtype), reach.send_positions.to(dtype), reach.values, reach.real)

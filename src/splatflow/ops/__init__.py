@@ -5,6 +5,7 @@ from .dispatch import BACKENDS, splat_attention
 from .hops import mixing_of_hop
 from .routing import ROUTINGS, log_affinity
 from .splats import Lattice, Splats, SplatState
+from .transform import Transform
 
 __all__ = [
     "BACKENDS",
@@ -12,6 +13,7 @@ __all__ = [
     "Lattice",
     "SplatState",
     "Splats",
+    "Transform",
     "checkpointed_blocks",
     "log_affinity",
     "mixing_of_hop",

@@ -20,6 +20,7 @@ from .reference import reference
 from .routing import ROUTINGS, Router
 from .sparse import sparse
 from .splats import Lattice, Sources, Splats, SplatState, Targets, inner_dtype
+from .transform import Transform
 from .validate import check_arguments
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def splat_attention(
     send_bias: Float[Tensor, "B S H R"] | None = None,
     receive_bias: Float[Tensor, "B T H R"] | None = None,
     receive_mixing: Float[Tensor, "H M M"] | None = None,
+    transform: Transform | None = None,
     log_decay: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
     write_gate: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
     padding_mask: Bool[Tensor, "B S"] | None = None,
@@ -102,6 +104,8 @@ def splat_attention(
             those of the first half first.
         receive_mixing: what splats hand on of each other: with it a token receives from splat n
             sum_m receive_im receive_mixing_mn. Rows that sum to 1 keep means means; they are not checked.
+        transform: `Transform(listen [H, M, D], say [H, M, D])`: splat m says A_m mean_m in place of its mean, with
+            A_m = I + say_m listen_m^T. None: the mean itself.
         log_decay: <= 0, how much all that came before is forgotten when a token arrives, as a natural logarithm, per
             head or per splat. 0 forgets nothing, -inf everything. Causal only.
         write_gate: in [0, 1], multiplies what a token sends, per head or per splat.
@@ -138,14 +142,18 @@ def splat_attention(
         send_bias=send_bias,
         receive_bias=receive_bias,
         receive_mixing=receive_mixing,
+        transform=transform,
         log_decay=log_decay,
         write_gate=write_gate,
         padding_mask=padding_mask,
         state=state,
         cu_seqlens=cu_seqlens,
     )
-    router = Router(ROUTINGS[routing], ROUTINGS[routing].kind(*splats), top_p, receive_mixing)  # a plain tuple will do
     dtype = inner_dtype(values.dtype)
+    if transform is not None:
+        transform = Transform(*(part.to(dtype) for part in transform))
+    splats = ROUTINGS[routing].kind(*splats)  # a plain tuple will do
+    router = Router(ROUTINGS[routing], splats, top_p, receive_mixing, transform)
     log_decay, write_gate = _per_splat(log_decay, dtype), _per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)

@@ -17,6 +17,7 @@ import torch
 
 from .search import best, best_pairs, groups_of
 from .splats import Lattice, Sources, Splats, Targets, inner_dtype
+from .transform import Transform
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -230,13 +231,14 @@ class Router(NamedTuple):
     """A routing with its splats, how many of them a token may touch (None: all), and how splats hear each other.
 
     Row m of `mixing` says what splat m hands to those that receive from it: so much of its own content, so much of
-    each other's. None: its own.
+    each other's. None: its own. `transform` is what a splat makes of its content before that.
     """
 
     routing: Routing
     splats: Splats | Lattice
     top_p: int | None
     mixing: Float[Tensor, "H M M"] | None = None
+    transform: Transform | None = None
 
     def send(self, sources: Sources) -> Float[Tensor, "B S H M"]:
         """How much each token sends to each splat."""

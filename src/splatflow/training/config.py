@@ -30,6 +30,7 @@ from splatflow.nn.ablation import MEMORIES
 from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.nn.splat_set import require_routing
 from splatflow.nn.super_splats import require_hops
+from splatflow.nn.transforms import require_transform
 from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
 from splatflow.training.geometry import GeometryConfig
 
@@ -70,6 +71,8 @@ class ModelConfig:
     """How often what a splat holds goes on to others, by way of super-splats."""
     num_super_splats: int | None = None
     """Super-splats a head, for each hop; None is the root of num_splats."""
+    transform: Literal["linear"] | None = None
+    """What a splat makes of its content: "linear", a learned map for each splat, or None."""
     decay: Grain | None = "head"
     """What learns to forget: each head, each splat, or None."""
     write_gate: bool = False
@@ -100,6 +103,7 @@ class ModelConfig:
         head_dim = self.hidden_size // self.num_heads
         require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
         require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
+        require_transform(self.transform, causal=True)
         if self.window_size or self.mixer == "softmax":
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
 
@@ -172,9 +176,7 @@ class TrainConfig:
         require_one_of(get_args(Schedule), schedule=self.schedule)
         require_one_of(get_args(Precision), precision=self.precision)
         if self.geometry != GeometryConfig() and self.model.mixer != "splat":
-            raise ValueError(
-                f"geometry is set with model.mixer {self.model.mixer!r}, expected 'splat', which has splats"
-            )
+            raise ValueError(f"geometry is set with model.mixer {self.model.mixer!r}, expected 'splat', with splats")
         if self.geometry.first_splats > self.model.num_splats:
             first, all_splats = self.geometry.first_splats, self.model.num_splats
             raise ValueError(f"geometry.first_splats is {first}, expected at most model.num_splats, {all_splats}")
