@@ -17,6 +17,12 @@ OPTIONS = {
     "routing bias": {"routing_bias": True, **WINDOW},
     "token bias": {"token_bias": True, **WINDOW},
     "both, of a lattice": {"routing": "lattice", "num_splats": 9, "token_bias": True, "routing_bias": True},
+    "hops": {"hops": 2, "num_super_splats": 3, **WINDOW},
+    "linear": {"transform": "linear", "value_dim": 19, **WINDOW},
+    "linear, of a lattice": {
+        **{"routing": "lattice", "num_splats": 9, "splat_top_p": 2, "decay": None},
+        "transform": "linear",
+    },
     "wide": {"value_dim": 19, "position_dim": 10, "head_norm": True},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -56,6 +62,9 @@ def test_generates_what_it_would_say_without_a_memory(options):
 @every_option
 def test_every_parameter_learns(options):
     model, tokens = tiny_model(**options).train(), random_tokens(3, SEQ_LEN)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".say"):  # 0 at the start, and with it the gradient of what it is multiplied by
+            torch.nn.init.normal_(parameter)
     model(tokens, labels=tokens).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -84,6 +93,10 @@ def test_a_token_bias_needs_the_tokens():
         ({"routing": "grouped"}, "top_p is None"),
         ({"routing": "compact", "splat_top_p": 2}, "top_p is 2, expected None"),
         ({"splat_top_p": 6}, "top_p is 6, expected at most num_splats, which is 5"),
+        ({"routing": "lattice", "num_splats": 9, "hops": 1}, "hops is 1, expected 0 for routing 'lattice'"),
+        ({"num_super_splats": 3}, "num_super_splats is 3 with hops=0"),
+        ({"transform": "cubic"}, "transform is 'cubic', expected one of None, 'linear', 'mlp'"),
+        ({"transform": "mlp"}, "transform is 'mlp', expected None or 'linear' if causal"),
         ({"value_dim": 0}, "value_dim is 0"),
         ({"mixer": "softmax", "token_bias": True}, "token_bias is True.*'softmax'"),
     ],

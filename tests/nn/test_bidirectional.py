@@ -31,6 +31,10 @@ LAYERS = {
         value_skip=True,
     )
 }
+LAYERS |= {
+    f"splat with {transform}": partial(SplatAttention, C, H, M, causal=False, write_gate=True, transform=transform)
+    for transform in ("linear", "mlp")
+}
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
@@ -130,8 +134,8 @@ def test_the_twin_equals_a_dense_softmax_over_real_tokens(masked):
     ("make", "options", "message"),
     [
         (SoftmaxAttention, {"window_size": 4}, "window_size is 4, expected 0 with causal=False"),
-        (partial(SplatAttention, num_splats=M), {"window_size": 4}, "window_size is 4 with causal=False"),
-        (partial(SplatAttention, num_splats=M), {"decay": "head"}, "decay is 'head' with causal=False"),
+        (partial(SplatAttention, num_splats=M), {"window_size": 4}, "window_size is 4, expected 0 with causal=False"),
+        (partial(SplatAttention, num_splats=M), {"decay": "head"}, "decay is 'head', expected None with causal=False"),
     ],
 )
 def test_what_needs_an_order_is_refused(make, options, message):

@@ -43,6 +43,10 @@ LAYERS = {
         "grouped": {"routing": "grouped", "num_splats": 64, "top_p": 2, "window_size": WINDOW},
         "routing bias": {"routing_bias": True, "window_size": WINDOW},
         "biased lattice": {"routing": "lattice", "num_splats": 9, "top_p": 2, "routing_bias": True},
+        "one hop": {"hops": 1, "decay": "splat"},
+        "two hops": {"hops": 2, "num_super_splats": 2, "top_p": 3, **EVERYTHING},
+        "linear": {"transform": "linear", "decay": "splat", "hops": 1},
+        "linear, nearest": {"transform": "linear", "value_dim": 7, "top_p": 2, "window_size": WINDOW},
         "wide values": {"value_dim": 19, "head_norm": True, "window_size": WINDOW},
         "value skip": {"value_skip": True, "decay": "head", "window_size": WINDOW, **EXTRAS},
     }.items()

@@ -142,7 +142,13 @@ def test_usage_of_a_compiled_model_is_that_of_the_model():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"decay": "splat", "write_gate": True, "window_size": 5}, {"routing": "gaussian", "decay": "head"}]
+    "options",
+    [
+        {},
+        {"decay": "splat", "write_gate": True, "window_size": 5},
+        {"routing": "gaussian", "decay": "head"},
+        {"transform": "linear", "hops": 1},
+    ],
 )
 def test_two_halves_do_what_the_whole_did(options):
     layer, optimizer = trained_layer(**options)
@@ -292,3 +298,17 @@ def test_a_curriculum_wakes_splats_in_doublings_until_all_are_awake():
 def test_settings_that_make_no_sense_are_refused(strategy, settings, message):
     with pytest.raises(ValueError, match=message):
         strategy(**settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"routing_bias": True}, "routing_bias is True"), ({"routing": "lattice", "num_splats": 9}, "'lattice'")],
+)
+def test_splats_that_cannot_take_each_others_place_are_left_alone(options, message):
+    layer = SplatAttention(12, 2, **{"num_splats": 5, **options})
+    optimizer = torch.optim.SGD(layer.parameters())
+    with pytest.raises(ValueError, match=message):
+        put_to_sleep(layer, optimizer, torch.zeros(2, layer.num_splats, dtype=torch.bool))
+    places = (torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))
+    with pytest.raises(ValueError, match=message):
+        split(layer, optimizer, *places, seed=0)

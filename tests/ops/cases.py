@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from splatflow.ops import BACKENDS, ROUTINGS, SplatState, splat_attention
+from splatflow.ops import BACKENDS, ROUTINGS, SplatState, Transform, splat_attention
 from splatflow.ops.chunked import MIN_CHUNK
 from splatflow.ops.routing import Router
 from splatflow.ops.splats import inner_dtype
@@ -25,6 +25,7 @@ PER_TOKEN = (
     *("log_decay", "write_gate", "padding_mask"),
 )
 OF_SPLATS = ("centers", "log_scales", "log_amplitudes", "log_reaches")
+PER_SPLAT = ("receive_mixing", "listen", "say")  # what all sequences share beside the splats
 GRAINS = (None, "head", "splat")  # what a log_decay or a write_gate is given for
 LENGTHS = (0, 1, 2, 7, 31, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 1, 101, 2 * MIN_CHUNK + 1)
 
@@ -54,6 +55,8 @@ def make_arguments(
     tied: bool = False,
     strided: bool = False,
     bias: bool = False,
+    mixing: bool = False,
+    transform: bool = False,
     routing: str = "mixture",
     dtype: torch.dtype = torch.float64,
 ) -> Arguments:
@@ -103,6 +106,10 @@ def make_arguments(
     if state:
         arguments["mass"] = 0.5 + normal(B, H, M).abs()
         arguments["total"] = normal(B, H, M, D)
+    if mixing:
+        arguments["receive_mixing"] = normal(H, M, M).softmax(-1)
+    if transform:
+        arguments |= {"listen": 0.3 * normal(H, M, D), "say": 0.3 * normal(H, M, D)}
     if strided:  # every second number of a larger array
         arguments = {name: torch.stack([part, part], -1)[..., 0] for name, part in arguments.items()}
     if padding:
@@ -139,6 +146,8 @@ def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:
     splats = ROUTINGS[options.get("routing", "mixture")].kind(*parts)
     if "mass" in rest:
         options["state"] = SplatState(rest.pop("mass"), rest.pop("total"))
+    if "listen" in rest:
+        options["transform"] = Transform(rest.pop("listen"), rest.pop("say"))
     send_positions, values = rest.pop("send_positions"), rest.pop("values")
     receive_positions = rest.pop("receive_positions", send_positions)
     return splat_attention(send_positions, receive_positions, values, splats, **rest, **options)
@@ -187,19 +196,19 @@ def fit(backend: str, sizes: dict, options: dict) -> tuple[dict, dict]:
     """A case that the backend can do, as near as may be to the one given."""
     if backend != "sparse":
         return sizes, options
-    sizes = {**sizes, "decay": None}
+    sizes = {**sizes, "decay": None, "mixing": False}
     if ROUTINGS[options["routing"]].nearest is None:
         sizes["routing"] = options["routing"] = "mixture"
     return sizes, {**options, "top_p": options.get("top_p") or 1}
 
 
-def supports(backend: str, route: dict, decay: bool = False) -> bool:
-    router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"))
+def supports(backend: str, route: dict, decay: bool = False, mixing: bool = False) -> bool:
+    router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"), torch.ones(1, 1, 1) if mixing else None)
     return BACKENDS[backend].supports(router, log_decay=decay) is None
 
 
-def skip_unless(backend: str, route: dict, decay: bool = False) -> None:
-    if not supports(backend, route, decay):
+def skip_unless(backend: str, route: dict, decay: bool = False, mixing: bool = False) -> None:
+    if not supports(backend, route, decay, mixing):
         pytest.skip(f"{backend} cannot")
 
 
@@ -259,6 +268,8 @@ def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = 
         "padding": draw(st.booleans()),
         "tied": tied,
         "strided": draw(st.booleans()),
+        "mixing": draw(st.booleans()),
+        "transform": draw(st.booleans()),
     }
     routing = draw(st.sampled_from(list(ROUTINGS)))
     kinds |= {"routing": routing, "bias": draw(st.booleans())}

@@ -4,7 +4,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import OF_SPLATS, PER_TOKEN, attend, cases, every_backend, fit, make_arguments, results, skip_unless
+from cases import (
+    OF_SPLATS,
+    PER_SPLAT,
+    PER_TOKEN,
+    attend,
+    cases,
+    every_backend,
+    fit,
+    make_arguments,
+    results,
+    skip_unless,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +84,7 @@ def test_nan_in_one_sequence_reaches_no_other(backend, case):
             sick[name][1] = torch.nan
     expected = results(arguments, **options, backend=backend)
     actual = results(sick, **options, backend=backend)
-    of_splats = {f"d {name}" for name in OF_SPLATS}  # shared by all sequences
+    of_splats = {f"d {name}" for name in OF_SPLATS + PER_SPLAT}  # shared by all sequences
     others = torch.tensor([0, 2])
     for name in expected.keys() - of_splats:
         assert torch.equal(actual[name][others], expected[name][others]), name

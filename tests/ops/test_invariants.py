@@ -36,12 +36,14 @@ def matrix_of(arguments, **options):
 
 @every_backend
 @every_route
-@pytest.mark.parametrize("kinds", [{}, {"decay": "splat"}, {"gate": "head"}, {"state": True, "decay": "head"}], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [{}, {"decay": "splat"}, {"gate": "head"}, {"state": True, "decay": "head"}, {"mixing": True}], ids=str
+)
 @pytest.mark.parametrize("causal", [True, False])
 def test_rows_sum_to_one(backend, route, kinds, causal):
     if not causal:
         kinds = {name: kind for name, kind in kinds.items() if name != "decay"}
-    skip_unless(backend, route, "decay" in kinds)
+    skip_unless(backend, route, "decay" in kinds, "mixing" in kinds)
     if not ROUTINGS[route["routing"]].running_mean:
         pytest.skip("plain sums")
     partial = route != {"routing": "mixture"}
@@ -74,10 +76,19 @@ def test_rank_is_at_most_the_number_of_splats(backend, route):
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_order_of_splats_means_nothing(backend, route, causal):
     decay = "splat" if causal and backend != "sparse" else None
+    mixing = backend != "sparse"
     skip_unless(backend, route)
     lattice = route["routing"] == "lattice"
     arguments = make_arguments(
-        T=T, M=9 if lattice else 7, state=True, gate="splat", decay=decay, bias=True, routing=route["routing"]
+        T=T,
+        M=9 if lattice else 7,
+        state=True,
+        gate="splat",
+        decay=decay,
+        bias=True,
+        mixing=mixing,
+        transform=True,
+        routing=route["routing"],
     )
     order = torch.tensor([2, 0, 1]) if lattice else torch.tensor([3, 0, 6, 1, 5, 2, 4])
     of_points, of_splats = order, order
@@ -93,6 +104,9 @@ def test_the_order_of_splats_means_nothing(backend, route, causal):
     for name in arguments.keys() & axes.keys():
         which = of_points if name.endswith("bias") else of_splats
         permuted[name] = arguments[name].index_select(axes[name], which)
+    if mixing:
+        permuted["receive_mixing"] = arguments["receive_mixing"][:, of_splats][:, :, of_splats]
+    permuted |= {name: arguments[name][:, of_splats] for name in ("listen", "say")}
     options = {"causal": causal, "backend": backend, **route}
     (output, state), (again, after) = attend(arguments, **options), attend(permuted, **options)
     assert relative_error(again, output) <= 1e-12

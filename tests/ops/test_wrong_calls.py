@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splatflow.nn import SoftmaxAttention, SplatAttention, silence
-from splatflow.ops import Lattice, Splats, SplatState, splat_attention
+from splatflow.ops import Lattice, Splats, SplatState, Transform, splat_attention
 
 B, T, H, M, P, D = 2, 7, 3, 5, 4, 11
 
@@ -124,6 +124,23 @@ WRONG_CALLS = {
         ValueError,
         ["receive_bias", "9]", "6]"],
     ),
+    "a sparse form that reads all": (
+        wrong(backend="sparse", top_p=2, receive_mixing=torch.zeros(H, M, M)),
+        ValueError,
+        ["'sparse'", "receive_mixing"],
+    ),
+    "a mixing of other splats": (
+        wrong(receive_mixing=torch.zeros(H, M, 4)),
+        ValueError,
+        ["receive_mixing", "[3, 5, 4]", "[3, 5, 5]"],
+    ),
+    "a mixing of integers": (wrong(receive_mixing=torch.zeros(H, M, M).int()), TypeError, ["receive_mixing", "int32"]),
+    "a transform of another width": (
+        wrong(transform=Transform(torch.zeros(H, M, D), torch.zeros(H, M, 9))),
+        ValueError,
+        ["transform.say", "[3, 5, 9]", "[3, 5, 11]"],
+    ),
+    "a transform a tensor": (wrong(transform=centers), TypeError, ["transform", "Tensor", "Transform(listen, say)"]),
     "causal cross attention": (
         wrong(receive_positions=torch.zeros(B, 6, H, P)),
         ValueError,
@@ -229,6 +246,16 @@ WRONG_CALLS = {
         TypeError,
         ["state.splats.mass", "float64", "float32"],
     ),
+    "hops on a lattice": (
+        layer(num_splats=9, routing="lattice", hops=1),
+        ValueError,
+        ["hops is 1", "'lattice'"],
+    ),
+    "an mlp of every past": (layer(transform="mlp"), ValueError, ["transform is 'mlp'", "causal"]),
+    "an unknown transform": (layer(transform="cubic"), ValueError, ["transform is 'cubic'", "'linear', 'mlp'"]),
+    "half a hop": (layer(hops=0.5), TypeError, ["hops is 0.5", "integer"]),
+    "super-splats without a hop": (layer(num_super_splats=3), ValueError, ["num_super_splats is 3", "hops=0"]),
+    "no super-splats": (layer(hops=1, num_super_splats=0), ValueError, ["num_super_splats is 0", "at least 1"]),
     "a window of 2.5 tokens": (layer(window_size=2.5), TypeError, ["window_size is 2.5", "integer"]),
     "a state of another batch": (
         resumed(layer(), layer(), batch=3),

@@ -66,6 +66,14 @@ decay = "None"
             "expected 'splat'",
         ),
         (
+            {"model": ModelConfig(routing="lattice"), "geometry": GeometryConfig(repulsion=1.0)},
+            "geometry is set with model.routing 'lattice'",
+        ),
+        (
+            {"model": ModelConfig(token_bias=True), "geometry": GeometryConfig(split_every=9)},
+            "geometry.split_every or first_splats is set with a bias",
+        ),
+        (
             TrainConfig,
             {"model": ModelConfig(num_splats=3), "geometry": GeometryConfig(first_splats=4, all_awake_by=9)},
             "geometry.first_splats is 4, expected at most model.num_splats, 3",

@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 from splatflow.nn import MIXERS
 from splatflow.nn.splat_attention import GRAINS
 from splatflow.nn.splat_set import require_routing
+from splatflow.nn.super_splats import require_hops
+from splatflow.nn.transforms import require_transform
 from splatflow.requirements import (
     require_at_least,
     require_even_positions,
@@ -60,6 +62,9 @@ class SplatFlowConfig(PreTrainedConfig):
     splat_top_p: int | None = None
     routing_bias: bool = False
     token_bias: bool = False
+    hops: int = 0
+    num_super_splats: int | None = None
+    transform: str | None = None
     decay: str | None = "head"
     write_gate: bool = False
     conv_size: int = 4
@@ -101,6 +106,8 @@ class SplatFlowConfig(PreTrainedConfig):
                 require_at_least(1, **{name: getattr(self, name)})
         head_dim = self.hidden_size // self.num_attention_heads
         require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
+        require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
+        require_transform(self.transform, self.causal)
         if self.window_size or self.mixer == "softmax":
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
         if self.token_bias and self.mixer != "splat":

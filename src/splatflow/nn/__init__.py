@@ -3,6 +3,7 @@
 from .ablation import silence
 from .blocks import ShortConvolution, SwiGLU
 from .cross_attention import SplatCrossAttention
+from .fewer_splats import fewest_splats, keep_splats
 from .geometry import keep_apart, overlap_loss, repulsion
 from .softmax_attention import SoftmaxAttention
 from .splat_attention import SplatAttention
@@ -24,9 +25,11 @@ __all__ = [
     "SwiGLU",
     "dead_fraction",
     "effective_num_splats",
+    "fewest_splats",
     "initialise_from_attention",
     "initialise_from_batch",
     "keep_apart",
+    "keep_splats",
     "kmeans",
     "overlap_loss",
     "repulsion",

@@ -4,20 +4,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from splatflow.ops import SplatState, splat_attention
+from splatflow.ops import ROUTINGS, SplatState, Transform, splat_attention
 from splatflow.ops.splats import inner_dtype
-from splatflow.ops.window import window_attention
-from splatflow.requirements import require_even_positions, require_heads, require_integers, require_one_of
+from splatflow.requirements import (
+    require_even_positions,
+    require_heads,
+    require_integers,
+    require_no_order,
+    require_one_of,
+)
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
 from .splat_set import SplatSet
+from .super_splats import SuperSplats, mixing_of, require_hops
+from .transforms import ContentMLP, ContentTransform, in_two_phases, require_transform
+from .window_state import WindowState, each_part, empty_window, hear_window
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -26,17 +33,6 @@ if TYPE_CHECKING:
 # What learns to forget, if anything does: each head, or each splat of each head
 Grain = Literal["head", "splat"]
 GRAINS = (None, *get_args(Grain))
-
-
-class WindowState(NamedTuple):
-    """The tokens that are still in the window, with all that the splats will want of them when they leave it."""
-
-    send_positions: Float[Tensor, "B W H P"]
-    values: Float[Tensor, "B W H D"]
-    real: Bool[Tensor, "B W"]
-    log_decay: Float[Tensor, "B W H *M"] | None
-    write_gate: Float[Tensor, "B W H *M"] | None
-    send_bias: Float[Tensor, "B W H R"] | None
 
 
 class SplatAttentionState(NamedTuple):
@@ -62,6 +58,10 @@ class SplatAttention(SplatSet):
         routing: a row of `splatflow.ops.ROUTINGS`: "mixture", "gaussian", "compact", "lattice" or "grouped".
         top_p: how many splats, the nearest, a token sends to and receives from; None: all.
         routing_bias: learn from each token which splats it prefers: two biases of its log-affinities.
+        hops: how often what a splat holds goes on to others before it is received, by way of super-splats.
+        num_super_splats: for each hop, a head; the root of `num_splats` if not given.
+        transform: what a splat makes of its content: "linear", a learned map of rank one beside the identity for each
+            splat; "mlp", one MLP for all, if not causal; None, nothing.
         position_dim: width P of the space in which tokens and splats lie; D if not given.
         tied_positions: a token sends and receives from one place, by one projection.
         decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
@@ -93,6 +93,9 @@ class SplatAttention(SplatSet):
         routing: str = "mixture",
         top_p: int | None = None,
         routing_bias: bool = False,
+        hops: int = 0,
+        num_super_splats: int | None = None,
+        transform: ContentTransform | None = None,
         position_dim: int | None = None,
         value_dim: int | None = None,
         tied_positions: bool = False,
@@ -109,12 +112,12 @@ class SplatAttention(SplatSet):
         require_integers(1, value_dim=value_dim)
         require_integers(0, window_size=window_size, conv_size=conv_size)
         require_one_of(GRAINS, decay=decay)
+        require_transform(transform, causal)
         super().__init__(num_heads, num_splats, position_dim, value_dim, routing=routing, top_p=top_p)
         if window_size:
             require_even_positions(position_dim)
-        for name, given in (("window_size", window_size), ("decay", decay)):
-            if not causal and given:
-                raise ValueError(f"{name} is {given!r} with causal=False: it needs an order of tokens")
+        if not causal:
+            require_no_order(window_size=window_size, decay=decay)
         self.hidden_size, self.causal, self.window_size, self.decay = hidden_size, causal, window_size, decay
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
 
@@ -132,6 +135,13 @@ class SplatAttention(SplatSet):
         gates = num_heads * (num_splats if top_p is None else 1)
         self.write_gate_proj = nn.Linear(hidden_size, gates) if write_gate else None
         self.routing_bias_proj = nn.Linear(hidden_size, 2 * num_heads * self.num_biases) if routing_bias else None
+        per_hop = require_hops(hops, num_super_splats, routing, num_splats)
+        self.num_super_splats = per_hop if hops else None
+        self.hops = nn.ModuleList(SuperSplats(num_heads, per_hop, position_dim) for _ in range(hops))
+        per_splat = (num_heads, num_splats, value_dim)
+        self.listen = nn.Parameter(torch.empty(per_splat)) if transform == "linear" else None
+        self.say = nn.Parameter(torch.empty(per_splat)) if transform == "linear" else None
+        self.content_mlp = ContentMLP(value_dim, ROUTINGS[routing].running_mean) if transform == "mlp" else None
         self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
         self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
         self.value_skip = nn.Parameter(torch.empty(num_heads)) if value_skip else None
@@ -154,6 +164,9 @@ class SplatAttention(SplatSet):
         if self.write_gate_proj is not None:  # nearly open
             nn.init.normal_(self.write_gate_proj.weight, std=0.02)
             nn.init.constant_(self.write_gate_proj.bias, 2.0)
+        if self.listen is not None and self.say is not None:  # nothing is said yet
+            nn.init.normal_(self.listen, std=self.value_dim**-0.5)
+            nn.init.zeros_(self.say)
         if self.memory_gate_proj is not None:
             nn.init.normal_(self.memory_gate_proj.weight, std=0.02)
             nn.init.zeros_(self.memory_gate_proj.bias)
@@ -190,14 +203,15 @@ class SplatAttention(SplatSet):
         leaving = WindowState(send_positions, values, real, *factors, send_bias)
 
         near, window = None, None
-        if self.window_size:
-            earlier = state.window or _empty_window(leaving, self.window_size)
-            reach = _each(lambda old, new: torch.cat([old, new], 1), earlier, leaving)  # W + T tokens
-            near = self._hear_window(receive_positions, reach)
+        if self.window_log_scale is not None:
+            earlier = state.window or empty_window(leaving, self.window_size)
+            reach = each_part(lambda old, new: torch.cat([old, new], 1), earlier, leaving)  # W + T tokens
+            near = hear_window(receive_positions, reach, self.window_log_scale)
             length = hidden_states.shape[1]
-            leaving = _each(lambda part: part[:, :length], reach)
-            window = _each(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
-        far, splats = splat_attention(
+            leaving = each_part(lambda part: part[:, :length], reach)
+            window = each_part(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
+        attend = splat_attention if self.content_mlp is None else in_two_phases(splat_attention, self.content_mlp)
+        far, splats = attend(
             leaving.send_positions,
             receive_positions,
             leaving.values,
@@ -207,6 +221,8 @@ class SplatAttention(SplatSet):
             top_p=self.top_p,
             send_bias=leaving.send_bias,
             receive_bias=receive_bias,
+            receive_mixing=mixing_of(self.hops, self.free_splats()) if self.hops else None,
+            transform=None if self.listen is None or self.say is None else Transform(self.listen, self.say),
             log_decay=leaving.log_decay,
             write_gate=leaving.write_gate,
             padding_mask=None if attention_mask is None and window is None else leaving.real,
@@ -262,13 +278,6 @@ class SplatAttention(SplatSet):
             return send_bias, receive_bias
         return send_bias + token_bias, receive_bias + token_bias
 
-    def _hear_window(self, receive_positions: Float[Tensor, "B T H P"], reach: WindowState) -> Float[Tensor, "B T H D"]:
-        """The positions serve as queries and keys, sharpened by a learned scale a head."""
-        assert self.window_log_scale is not None  # for the type checker: there is a window
-        queries = receive_positions * self.window_log_scale.exp()[:, None]
-        dtype = reach.values.dtype
-        return window_attention(queries.to(dtype), reach.send_positions.to(dtype), reach.values, reach.real)
-
     def _combine(
         self,
         near: Float[Tensor, "B T H D"] | None,
@@ -284,14 +293,3 @@ class SplatAttention(SplatSet):
             near = torch.zeros_like(near)
         near_gate, far_gate = self.memory_gate_proj(hidden_states).sigmoid()[..., None].chunk(2, -2)
         return near_gate * near + far_gate * far
-
-
-def _each(function: Callable[..., Tensor], *states: WindowState) -> WindowState:
-    """`function` of the corresponding parts of window states, where they exist."""
-    parts = (None if parts[0] is None else function(*parts) for parts in zip(*states, strict=True))
-    return WindowState._make(parts)
-
-
-def _empty_window(tokens: WindowState, window_size: int) -> WindowState:
-    """A window before the first token: zeros, none of them real."""
-    return _each(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)

@@ -15,17 +15,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-def parameters_of_splats(layer: SplatAttention) -> list[nn.Parameter]:
-    """The parameters in which every splat has a part of its own.
-
-    Raises:
-        ValueError: splats form a lattice, or tokens prefer some of them by a bias, which has no such part.
-    """
+def require_interchangeable(layer: SplatAttention) -> None:
+    """Raises ValueError if no splat can take another's place: a lattice, or tokens that prefer some by a bias."""
     layer.free_splats()
     if layer.routing_bias_proj is not None:
-        raise ValueError(
-            "routing_bias is True, expected False for a strategy that moves splats into each other's place"
-        )
+        raise ValueError("routing_bias is True, expected False where splats take each other's place")
+
+
+def parameters_of_splats(layer: SplatAttention) -> list[nn.Parameter]:
+    """The parameters in which every splat has a part of its own, but for those that make biases."""
     owned = [part for part in layer.parameters(recurse=False) if part.shape[:2] == layer.log_scales.shape]
     if layer.decay == "splat" and layer.decay_proj is not None:
         owned += layer.decay_proj.parameters()

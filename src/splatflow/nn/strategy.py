@@ -31,7 +31,7 @@ from splatflow.requirements import require_at_least, require_integers
 
 from .geometry import DORMANT, is_awake, keep_apart, keep_length, overlap, overlap_loss, repulsion
 from .splat_attention import SplatAttention
-from .splat_rows import by_splat, moments_of, parameters_of_splats
+from .splat_rows import by_splat, moments_of, parameters_of_splats, require_interchangeable
 from .starts import initialise_from_batch
 from .usage import Batch, is_dead, splat_layers, usage
 
@@ -232,6 +232,7 @@ def split(
     are moved apart by `jitter` scales each, in a random direction, and keep their length. Parents of one head are
     different from one another and from all children.
     """
+    require_interchangeable(layer)
     for parameter in parameters_of_splats(layer):
         for tensor in (parameter, *moments_of(optimizer, parameter)):
             rows = by_splat(tensor, layer)
@@ -253,6 +254,7 @@ def split(
 @torch.no_grad()
 def put_to_sleep(layer: SplatAttention, optimizer: Optimizer, asleep: Bool[Tensor, "H M"]) -> None:
     """Give these splats the log-amplitude DORMANT: share and gradients 0. The optimizer forgets their moments."""
+    require_interchangeable(layer)
     for parameter in parameters_of_splats(layer):
         for moment in moments_of(optimizer, parameter):
             by_splat(moment, layer)[asleep] = 0.0

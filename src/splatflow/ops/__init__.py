@@ -2,8 +2,10 @@
 
 from .chunked import checkpointed_blocks
 from .dispatch import BACKENDS, splat_attention
+from .hops import mixing_of_hop
 from .routing import ROUTINGS, log_affinity
 from .splats import Lattice, Splats, SplatState
+from .transform import Transform
 
 __all__ = [
     "BACKENDS",
@@ -11,7 +13,9 @@ __all__ = [
     "Lattice",
     "SplatState",
     "Splats",
+    "Transform",
     "checkpointed_blocks",
     "log_affinity",
+    "mixing_of_hop",
     "splat_attention",
 ]

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from .decay import decayed_cumsum, decayed_scores, log_decay_after
 from .routing import Router
 from .splats import MIN_MASS, Sources, SplatState, Targets, part_of
+from .transform import Transform, transformed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -62,9 +63,7 @@ def chunked(
     else:
         for tokens, _ in _blocks(num_sources, block_size, 1):
             state = _work_through(_collect_block, part_of(sources, tokens), router, state)
-        means = state.total
-        if router.routing.running_mean:
-            means = state.total / state.mass.clamp_min(MIN_MASS)[..., None]
+        means = transformed(state.contents(router.routing.running_mean), router.transform)
         for tokens, _ in _blocks(num_targets, block_size, 1):
             output.append(tokens, _work_through(_read_block, part_of(targets, tokens), means, router))
     return output.join(state.total.new_empty(batch, num_heads, 0, width)), state
@@ -111,35 +110,27 @@ def _mix_block(
 ) -> tuple[Float[Tensor, "B H S D"], SplatState]:
     """A block of whole chunks of `length` tokens, causal."""
     output, state = mix_chunks(
-        _in_chunks(_send(sources, router), length),
-        _in_chunks(_receive(targets, router), length),
+        _in_chunks(router.send(sources).transpose(1, 2), length),
+        _in_chunks(router.receive(targets).transpose(1, 2), length),
         _in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length),
         None if sources.log_decay is None else _in_chunks(sources.log_decay.transpose(1, 2), length),
         state,
         router.routing.running_mean,
+        router.transform,
     )
     return output.flatten(2, 3), state
 
 
 def _collect_block(sources: Sources, router: Router, state: SplatState) -> SplatState:
     """The state after a block, not causal."""
-    weights = _send(sources, router)
+    weights = router.send(sources).transpose(1, 2)
     values = sources.values.transpose(1, 2).to(state.total.dtype)
     return SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
 
 
 def _read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
     """What a block of targets finds, not causal."""
-    return _receive(targets, router) @ means
-
-
-def _send(sources: Sources, router: Router) -> Float[Tensor, "B H S M"]:
-    weights = router.weights(sources.positions, sources.bias)
-    return (weights if sources.write_gate is None else weights * sources.write_gate).transpose(1, 2)
-
-
-def _receive(targets: Targets, router: Router) -> Float[Tensor, "B H T M"]:
-    return router.weights(*targets).transpose(1, 2)
+    return router.receive(targets).transpose(1, 2) @ means
 
 
 class Output:
@@ -175,20 +166,39 @@ def mix_chunks(
     log_decay: Float[Tensor, "B H N C #M"] | None,
     state: SplatState,
     running_mean: bool,
+    transform: Transform | None = None,
 ) -> tuple[Float[Tensor, "B H N C D"], SplatState]:
     """All chunks of a block at once: what each sends on, what each finds, what each token reads."""
     if log_decay is None:
         mass, total, state = _running_state(send.sum(3), send.mT @ values, None, state)
         mass_here = mass[..., None, :] + send.cumsum(3)
         read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
-        return (read @ send.mT).tril() @ values + read @ total, state
+        output = (read @ send.mT).tril() @ values + read @ total
+        if transform is not None:
+            heard = _heard(total, transform) + (send * _listened(values, transform)).cumsum(3)
+            output = output + (read * heard) @ transform.say[:, None]
+        return output, state
 
     left = send * log_decay_after(log_decay).exp()  # what is left of a token at the end of its chunk
     mass, total, state = _running_state(left.sum(3), left.mT @ values, log_decay.sum(3), state)
     kept = log_decay.cumsum(3).exp()  # what is left, at a token, of the state before its chunk
     mass_here = kept * mass[..., None, :] + decayed_cumsum(send, log_decay)
     read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
-    return decayed_scores(read, send, log_decay) @ values + (read * kept) @ total, state
+    output = decayed_scores(read, send, log_decay) @ values + (read * kept) @ total
+    if transform is not None:
+        sent = decayed_cumsum(send * _listened(values, transform), log_decay)
+        output = output + (read * (kept * _heard(total, transform) + sent)) @ transform.say[:, None]
+    return output, state
+
+
+def _listened(values: Float[Tensor, "B H N C D"], transform: Transform) -> Float[Tensor, "B H N C M"]:
+    """How much there is in each value of what each splat listens for: its sum runs on as a mass does."""
+    return values @ transform.listen.mT[:, None]
+
+
+def _heard(total: Float[Tensor, "B H N M D"], transform: Transform) -> Float[Tensor, "B H N 1 M"]:
+    """How much there is of it in each total, before each chunk."""
+    return (total * transform.listen[:, None]).sum(-1)[..., None, :]
 
 
 def _running_state(

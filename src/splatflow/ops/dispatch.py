@@ -20,6 +20,7 @@ from .reference import reference
 from .routing import ROUTINGS, Router
 from .sparse import sparse
 from .splats import Lattice, Sources, Splats, SplatState, Targets, inner_dtype
+from .transform import Transform
 from .validate import check_arguments
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def _always(router: Router, *, log_decay: bool) -> None:
 def _few_touched(router: Router, *, log_decay: bool) -> str | None:
     if router.top_p is None:
         return "it touches few splats a token, and top_p is None"
+    if router.mixing is not None:
+        return "it reads few splats a token, and with receive_mixing a token reads all"
     return "it cannot forget, and log_decay was given" if log_decay else None
 
 
@@ -66,6 +69,8 @@ def splat_attention(
     top_p: int | None = None,
     send_bias: Float[Tensor, "B S H R"] | None = None,
     receive_bias: Float[Tensor, "B T H R"] | None = None,
+    receive_mixing: Float[Tensor, "H M M"] | None = None,
+    transform: Transform | None = None,
     log_decay: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
     write_gate: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
     padding_mask: Bool[Tensor, "B S"] | None = None,
@@ -97,6 +102,10 @@ def splat_attention(
             for "grouped".
         send_bias, receive_bias: added to the log-affinities, R = M numbers a token and head; for "lattice" R = 2 K,
             those of the first half first.
+        receive_mixing: what splats hand on of each other: with it a token receives from splat n
+            sum_m receive_im receive_mixing_mn. Rows that sum to 1 keep means means; they are not checked.
+        transform: `Transform(listen [H, M, D], say [H, M, D])`: splat m says A_m mean_m in place of its mean, with
+            A_m = I + say_m listen_m^T. None: the mean itself.
         log_decay: <= 0, how much all that came before is forgotten when a token arrives, as a natural logarithm, per
             head or per splat. 0 forgets nothing, -inf everything. Causal only.
         write_gate: in [0, 1], multiplies what a token sends, per head or per splat.
@@ -104,8 +113,8 @@ def splat_attention(
         state: what the splats hold before the first token: what an earlier piece of the sequence left, or a prior.
             None: nothing. With `cu_seqlens` one state a document.
         cu_seqlens: boundaries [0, ..., T] of documents packed end to end in a batch of one; none hears another.
-        backend: "auto", "chunked", "sparse", "recurrent" or "reference"; all give the same. "sparse" needs a `top_p`
-            and no `log_decay`.
+        backend: "auto", "chunked", "sparse", "recurrent" or "reference"; all give the same. "sparse" needs a `top_p`,
+            no `log_decay` and no `receive_mixing`.
 
     Returns:
         The output [B, T, H, D], and the state after the last token, from which a next piece can go on.
@@ -132,14 +141,19 @@ def splat_attention(
         top_p=top_p,
         send_bias=send_bias,
         receive_bias=receive_bias,
+        receive_mixing=receive_mixing,
+        transform=transform,
         log_decay=log_decay,
         write_gate=write_gate,
         padding_mask=padding_mask,
         state=state,
         cu_seqlens=cu_seqlens,
     )
-    router = Router(ROUTINGS[routing], ROUTINGS[routing].kind(*splats), top_p)  # a plain tuple will do
     dtype = inner_dtype(values.dtype)
+    if transform is not None:
+        transform = Transform(*(part.to(dtype) for part in transform))
+    splats = ROUTINGS[routing].kind(*splats)  # a plain tuple will do
+    router = Router(ROUTINGS[routing], splats, top_p, receive_mixing, transform)
     log_decay, write_gate = _per_splat(log_decay, dtype), _per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)

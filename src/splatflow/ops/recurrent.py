@@ -15,6 +15,7 @@ import torch
 
 from .routing import Router
 from .splats import MIN_MASS, Sources, SplatState, Targets
+from .transform import transformed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,30 +36,27 @@ def write(
     return SplatState(mass + send, total + send[..., None] * value[..., None, :])
 
 
-def read(state: SplatState, receive: Float[Tensor, "B H M"], running_mean: bool) -> Float[Tensor, "B H D"]:
+def read(state: SplatState, receive: Float[Tensor, "B H M"], router: Router) -> Float[Tensor, "B H D"]:
     """What a token that receives with these weights hears."""
     mass, total = state
-    weights = receive / mass.clamp_min(MIN_MASS) if running_mean else receive
-    return (weights[..., None, :] @ total).squeeze(-2)
+    weights = receive / mass.clamp_min(MIN_MASS) if router.routing.running_mean else receive
+    return (weights[..., None, :] @ transformed(total, router.transform)).squeeze(-2)
 
 
 def recurrent(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, token by token. With one token this is the decoding step."""
-    send, receive = router.weights(sources.positions, sources.bias), router.weights(*targets)
-    if sources.write_gate is not None:
-        send = send * sources.write_gate
+    send, receive = router.send(sources), router.receive(targets)
     values, log_decay = sources.values.to(send.dtype), sources.log_decay
-    running_mean = router.routing.running_mean
 
     outputs = []
     for source in range(values.shape[1]):
         state = write(state, send[:, source], values[:, source], None if log_decay is None else log_decay[:, source])
         if causal:
-            outputs.append(read(state, receive[:, source], running_mean))
+            outputs.append(read(state, receive[:, source], router))
     if not causal:
-        outputs = [read(state, receive[:, target], running_mean) for target in range(receive.shape[1])]
+        outputs = [read(state, receive[:, target], router) for target in range(receive.shape[1])]
     if not outputs:
         return values.new_zeros(values.shape[0], receive.shape[1], *values.shape[2:]), state
     return torch.stack(outputs, 1), state

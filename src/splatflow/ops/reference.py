@@ -3,7 +3,8 @@
     mass_im = decay(i, 0) mass0_m  + sum_j decay(i, j) send_jm
     y_i     = sum_m receive_im / mass_im * (decay(i, 0) total0_m + sum_j decay(i, j) send_jm v_j)
 
-with j <= i if causal, else all j and no decay. Routings without a running mean leave out the division.
+with j <= i if causal, else all j and no decay. Routings without a running mean leave out the division. With a
+transform, splat m says A_m of its total.
 """
 
 # B batch, T target token, S source token, H head, M splat, D value width, P position width
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 
 from .routing import Router
 from .splats import MIN_MASS, Sources, SplatState, Targets
+from .transform import transformed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,9 +38,7 @@ def reference(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state from the dense token-token matrix."""
-    send, receive = router.weights(sources.positions, sources.bias), router.weights(*targets)
-    if sources.write_gate is not None:
-        send = send * sources.write_gate
+    send, receive = router.send(sources), router.receive(targets)
     values, log_decay = sources.values.to(send.dtype), sources.log_decay
     no_decay = torch.zeros_like(send) if log_decay is None else log_decay.expand_as(send)
     if causal:
@@ -55,6 +55,9 @@ def reference(
     weights = torch.einsum("BTHM,BHTSM->BHTS", read, paths)
     output = torch.einsum("BHTS,BSHD->BTHD", weights, values)
     output = output + torch.einsum("BTHM,BHMD->BTHD", read * kept, state.total)
+    if router.transform is not None:
+        totals = torch.einsum("BHTSM,BSHD->BTHMD", paths, values) + kept[..., None] * state.total[:, None]
+        output = torch.einsum("BTHM,BTHMD->BTHD", read, transformed(totals, router.transform))
     return output, _final_state(send, values, no_decay, state)
 
 

@@ -5,7 +5,8 @@
 A new routing is a function or two of this and one row of `ROUTINGS`.
 """
 
-# B batch, T token, H head, M splat, K point of half a lattice, P position width, R a bias: M or 2 K, N chosen splat
+# B batch, T target token, S source token, H head, M splat, K point of half a lattice, P position width,
+# R a bias: M or 2 K, N chosen splat
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .search import best, best_pairs, groups_of
-from .splats import Lattice, Splats, inner_dtype
+from .splats import Lattice, Sources, Splats, Targets, inner_dtype
+from .transform import Transform
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -227,11 +229,29 @@ ROUTINGS: dict[str, Routing] = {
 
 
 class Router(NamedTuple):
-    """A routing with its splats, and how many of them a token may touch (None: all)."""
+    """A routing with its splats, how many of them a token may touch (None: all), and how splats hear each other.
+
+    Row m of `mixing` says what splat m hands to those that receive from it: so much of its own content, so much of
+    each other's. None: its own. `transform` is what a splat makes of its content before that.
+    """
 
     routing: Routing
     splats: Splats | Lattice
     top_p: int | None
+    mixing: Float[Tensor, "H M M"] | None = None
+    transform: Transform | None = None
+
+    def send(self, sources: Sources) -> Float[Tensor, "B S H M"]:
+        """How much each token sends to each splat."""
+        weights = self.weights(sources.positions, sources.bias)
+        return weights if sources.write_gate is None else weights * sources.write_gate
+
+    def receive(self, targets: Targets) -> Float[Tensor, "B T H M"]:
+        """How much each token receives of what each splat holds."""
+        weights = self.weights(*targets)
+        if self.mixing is None:
+            return weights
+        return torch.einsum("BTHM,HMN->BTHN", weights, self.mixing.to(weights.dtype))
 
     def weights(
         self, positions: Float[Tensor, "B T H P"], bias: Float[Tensor, "B T H R"] | None = None

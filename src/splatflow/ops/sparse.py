@@ -86,6 +86,9 @@ def heard(
     if found is not None:
         total, mass = total + found[..., :-1], mass + found[..., -1:]
     batch, _, num_heads, per_token = weights.shape
+    if router.transform is not None:
+        listen, say = (rows_at(part.expand(batch, *part.shape).flatten(0, 1), read_at) for part in router.transform)
+        total = total + (total * listen).sum(-1, keepdim=True) * say
     weights = _events(weights)[..., None]  # [N, E, 1]
     if router.routing.running_mean:
         weights = weights / mass.clamp_min(MIN_MASS)

@@ -101,6 +101,10 @@ class SplatState(NamedTuple):
             values.new_zeros(batch, num_heads, num_splats, width, dtype=dtype),
         )
 
+    def contents(self, running_mean: bool) -> Float[Tensor, "B H M D"]:
+        """What each splat says: the mean of what it was sent, or the sum."""
+        return self.total / self.mass.clamp_min(MIN_MASS)[..., None] if running_mean else self.total
+
     @property
     def nbytes(self) -> int:
         return self.mass.nbytes + self.total.nbytes

@@ -11,6 +11,7 @@ import torch
 
 from .routing import ROUTINGS
 from .splats import Lattice, Splats, SplatState, inner_dtype
+from .transform import Transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,8 @@ def check_arguments(
     top_p: int | None,
     send_bias: Tensor | None,
     receive_bias: Tensor | None,
+    receive_mixing: Tensor | None,
+    transform: Transform | None,
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     padding_mask: Tensor | None,
@@ -70,6 +73,11 @@ def check_arguments(
         if bias is not None:
             _check_floats(values.device, {name: (bias, 4)})
             _check_shapes({name: (bias, (batch, num_tokens, num_heads, num_biases))})
+    if receive_mixing is not None:
+        _check_floats(values.device, {"receive_mixing": (receive_mixing, 3)})
+        _check_shapes({"receive_mixing": (receive_mixing, (num_heads, num_splats, num_splats))})
+    if transform is not None:
+        _check_transform(transform, (num_heads, num_splats, values.shape[-1]), values)
     for name, positions in (("send_positions", send_positions), ("receive_positions", receive_positions)):
         if inner_dtype(positions.dtype) != inner_dtype(values.dtype):
             raise TypeError(f"{name} is {positions.dtype}, values is {values.dtype}: float64 goes with float64 only")
@@ -118,6 +126,14 @@ def _check_top_p(top_p: int | None, routing: str, num_splats: int) -> None:
         raise ValueError(f"top_p is {top_p}, expected None for routing {routing!r}")
     if not 1 <= top_p <= num_splats:
         raise ValueError(f"top_p is {top_p}, expected 1 to the number of splats, {num_splats}")
+
+
+def _check_transform(transform: Transform, shape: tuple[int, ...], values: Tensor) -> None:
+    if not (isinstance(transform, tuple) and len(transform) == 2):
+        raise TypeError(f"transform is a {type(transform).__name__}, expected Transform(listen, say)")
+    parts = {f"transform.{name}": part for name, part in zip(Transform._fields, transform, strict=True)}
+    _check_floats(values.device, {name: (part, 3) for name, part in parts.items()})
+    _check_shapes({name: (part, shape) for name, part in parts.items()})
 
 
 def check_state(state: SplatState, shape: tuple[int, int, int, int], values: Tensor) -> None:

@@ -29,8 +29,10 @@ from splatflow.nn import MIXERS
 from splatflow.nn.ablation import MEMORIES
 from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.nn.splat_set import require_routing
+from splatflow.nn.super_splats import require_hops
+from splatflow.nn.transforms import require_transform
 from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
-from splatflow.training.geometry import GeometryConfig
+from splatflow.training.geometry import GeometryConfig, require_movable
 
 Config = TypeVar("Config")
 
@@ -65,6 +67,12 @@ class ModelConfig:
     """Learn from each token which splats it prefers."""
     token_bias: bool = False
     """Learn a table of the splats that each token of the vocabulary prefers."""
+    hops: int = 0
+    """How often what a splat holds goes on to others, by way of super-splats."""
+    num_super_splats: int | None = None
+    """Super-splats a head, for each hop; None is the root of num_splats."""
+    transform: Literal["linear"] | None = None
+    """What a splat makes of its content: "linear", a learned map for each splat, or None."""
     decay: Grain | None = "head"
     """What learns to forget: each head, each splat, or None."""
     write_gate: bool = False
@@ -94,6 +102,8 @@ class ModelConfig:
         require_one_of(GRAINS, decay=self.decay)
         head_dim = self.hidden_size // self.num_heads
         require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
+        require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
+        require_transform(self.transform, causal=True)
         if self.window_size or self.mixer == "softmax":
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
 
@@ -165,18 +175,7 @@ class TrainConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}, expected a finite number above 0")
         require_one_of(get_args(Schedule), schedule=self.schedule)
         require_one_of(get_args(Precision), precision=self.precision)
-        if self.geometry != GeometryConfig() and self.model.mixer != "splat":
-            raise ValueError(
-                f"geometry is set with model.mixer {self.model.mixer!r}, expected 'splat', which has splats"
-            )
-        if self.geometry != GeometryConfig() and self.model.routing == "lattice":
-            raise ValueError("geometry is set with model.routing 'lattice', expected splats that lie free")
-        moves = self.geometry.split_every or self.geometry.first_splats
-        if moves and (self.model.routing_bias or self.model.token_bias):
-            raise ValueError("geometry.split_every or first_splats is set with a bias, which splats cannot exchange")
-        if self.geometry.first_splats > self.model.num_splats:
-            first, all_splats = self.geometry.first_splats, self.model.num_splats
-            raise ValueError(f"geometry.first_splats is {first}, expected at most model.num_splats, {all_splats}")
+        require_movable(self.geometry, self.model)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from splatflow.nn.strategy import (
     Curriculum,
@@ -15,6 +15,9 @@ from splatflow.nn.strategy import (
     Strategy,
 )
 from splatflow.requirements import require_at_least, require_one_of
+
+if TYPE_CHECKING:
+    from splatflow.training.config import ModelConfig
 
 Start = Literal["random", "kmeans"]
 
@@ -53,6 +56,20 @@ class GeometryConfig:
             raise ValueError(
                 f"first_splats is {self.first_splats} and all_awake_by {self.all_awake_by}, expected both or neither"
             )
+
+
+def require_movable(geometry: GeometryConfig, model: ModelConfig) -> None:
+    """Raises ValueError for settings that move splats, with a model whose splats cannot be moved so."""
+    if geometry != GeometryConfig() and model.mixer != "splat":
+        raise ValueError(f"geometry is set with model.mixer {model.mixer!r}, expected 'splat', with splats")
+    if geometry != GeometryConfig() and model.routing == "lattice":
+        raise ValueError("geometry is set with model.routing 'lattice', expected splats that lie free")
+    moves = geometry.split_every or geometry.first_splats
+    if moves and (model.routing_bias or model.token_bias):
+        raise ValueError("geometry.split_every or first_splats is set with a bias, which splats cannot exchange")
+    if geometry.first_splats > model.num_splats:
+        first, all_splats = geometry.first_splats, model.num_splats
+        raise ValueError(f"geometry.first_splats is {first}, expected at most model.num_splats, {all_splats}")
 
 
 def strategies_of(config: GeometryConfig, seed: int = 0) -> list[Strategy]:
