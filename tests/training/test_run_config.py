@@ -66,10 +66,12 @@ decay = "None"
             "expected 'splat'",
         ),
         (
+            TrainConfig,
             {"model": ModelConfig(routing="lattice"), "geometry": GeometryConfig(repulsion=1.0)},
             "geometry is set with model.routing 'lattice'",
         ),
         (
+            TrainConfig,
             {"model": ModelConfig(token_bias=True), "geometry": GeometryConfig(split_every=9)},
             "geometry.split_every or first_splats is set with a bias",
         ),
