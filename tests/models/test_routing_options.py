@@ -92,7 +92,7 @@ def test_a_token_bias_needs_the_tokens():
         ({"routing": "lattice", "num_splats": 10}, "num_splats is 10, expected a square"),
         ({"routing": "grouped"}, "top_p is None"),
         ({"routing": "compact", "splat_top_p": 2}, "top_p is 2, expected None"),
-        ({"splat_top_p": 6}, "top_p is 6, expected at most num_splats, which is 5"),
+        ({"splat_top_p": 6}, "top_p is 6, expected 1 to the number of splats, 5"),
         ({"routing": "lattice", "num_splats": 9, "hops": 1}, "hops is 1, expected 0 for routing 'lattice'"),
         ({"num_super_splats": 3}, "num_super_splats is 3 with hops=0"),
         ({"transform": "cubic"}, "transform is 'cubic', expected one of None, 'linear', 'mlp'"),

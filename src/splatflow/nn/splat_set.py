@@ -12,6 +12,7 @@ from torch import nn
 
 from splatflow.ops import ROUTINGS, Lattice, Splats, SplatState
 from splatflow.ops.splats import inner_dtype
+from splatflow.ops.validate import check_top_p
 from splatflow.requirements import require_integers, require_one_of
 
 # The mass that a splat starts with. Small, so that the first token sent to a splat is heard at nearly full strength.
@@ -104,12 +105,4 @@ def require_routing(routing: str, num_splats: int, position_dim: int, top_p: int
             raise ValueError(f"num_splats is {num_splats}, expected a square for routing 'lattice'")
         if position_dim % 2:
             raise ValueError(f"position_dim is {position_dim}, expected an even width for routing 'lattice'")
-    if top_p is None:
-        if routing == "grouped":
-            raise ValueError("top_p is None, expected a number for routing 'grouped', which looks for the nearest")
-        return
-    require_integers(1, top_p=top_p)
-    if ROUTINGS[routing].nearest is None:
-        raise ValueError(f"top_p is {top_p}, expected None for routing {routing!r}")
-    if top_p > num_splats:
-        raise ValueError(f"top_p is {top_p}, expected at most num_splats, which is {num_splats}")
+    check_top_p(top_p, routing, num_splats)

@@ -67,7 +67,7 @@ def check_arguments(
             "receive_positions": (receive_positions, (batch, num_targets, num_heads, splats.position_dim)),
         }
     )
-    _check_top_p(top_p, routing, num_splats)
+    check_top_p(top_p, routing, num_splats)
     num_biases = num_splats if routing != "lattice" else 2 * per_splat[1]
     for name, bias, num_tokens in (("send_bias", send_bias, num_sources), ("receive_bias", receive_bias, num_targets)):
         if bias is not None:
@@ -115,7 +115,8 @@ def _check_kind(splats: Splats | Lattice, routing: str) -> Splats | Lattice:
     return splats
 
 
-def _check_top_p(top_p: int | None, routing: str, num_splats: int) -> None:
+def check_top_p(top_p: int | None, routing: str, num_splats: int) -> None:
+    """Raises TypeError or ValueError unless so many of so many splats can be looked for by this routing."""
     if top_p is None:
         if routing == "grouped":
             raise ValueError("top_p is None, expected a number for routing 'grouped', which looks for the nearest")
