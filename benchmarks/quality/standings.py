@@ -14,7 +14,7 @@ from .contestants import CONTESTANTS
 from .intervals import Interval, interval, paired
 from .plan import Experiment, Rows, decided, fresh_rows, swept
 from .studies import STUDIES
-from .tiers import TIERS
+from .tiers import MANY, TIERS
 
 OURS = ("splats", "splats, decay", "splats, decay, skip", "window + splats")
 # those that the project measures itself by first of all: the mixers of the largest trained models of fixed state
@@ -98,27 +98,39 @@ def farthest_needle(row: Mapping[str, Any]) -> float:
     return row["scores"]["1024 tokens"] or 0.0
 
 
+Aim = tuple[str, tuple[str, ...], tuple[str, ...], Figure]  # what is compared, ours, theirs, by which figure
+
+
+def aims_of(tier: str, experiment: Experiment) -> list[Aim]:
+    """What an experiment of a tier can say of what the project aims at."""
+    study, score = experiment.study, partial(decided, experiment)
+    aims: list[Aim] = []
+    if tier == "features":
+        many = ("pairs at 90 % per 1,000 multiply-adds, many splats", (MANY,), RIVALS, pairs_per_operation)
+        return [many] if study in PAIRS else []
+    if study in PAIRS:
+        aims.append(("pairs at 90 %", OURS, RIVALS, pairs_at))
+        aims.append((f"pairs at 90 %, beside the best of {', '.join(NAMED)}", OURS, NAMED, pairs_at))
+        aims.append(("pairs at 90 % per 1,000 multiply-adds", OURS, RIVALS, pairs_per_operation))
+    elif study == "needle":
+        aims.append(("digits at 8 times the length", OURS, RIVALS, farthest_needle))
+        aims.append(("digits at 8 times the length, beside Raven", OURS, ("Raven",), farthest_needle))
+    else:
+        aims.append((STUDIES[study].decides, OURS, RIVALS, score))
+    if not STUDIES[study].higher_is_better:
+        aims.append(("hybrid beside its window", ("window + splats",), ("window only",), score))
+    for gaussian, router in (("splats", "linear router"), ("splats, decay, skip", "linear router, decay, skip")):
+        aims.append((f"{gaussian} beside a {router}", (gaussian,), (router,), score))
+    return aims
+
+
 def all_standings(rows: Rows) -> list[Standing]:
     """Every aim, in every experiment that asks for it and has been finished on both sides."""
     found = []
-    for experiment in (one for tier, experiments in TIERS.items() if tier != "smoke" for one in experiments):
+    for tier, experiment in ((tier, one) for tier, ones in TIERS.items() if tier != "smoke" for one in ones):
         name = f"{experiment.study}, state {experiment.state:,}, {experiment.steps:,} steps"
-        score = partial(decided, experiment)
-        aims: list[tuple[str, tuple[str, ...], tuple[str, ...], Figure]] = []
-        if experiment.study in PAIRS:
-            aims.append((f"pairs at 90 %, {name}", OURS, RIVALS, pairs_at))
-            aims.append((f"pairs at 90 %, beside the best of {', '.join(NAMED)}, {name}", OURS, NAMED, pairs_at))
-            aims.append((f"pairs at 90 % per 1,000 multiply-adds, {name}", OURS, RIVALS, pairs_per_operation))
-        elif experiment.study == "needle":
-            aims.append((f"digits at 8 times the length, {name}", OURS, RIVALS, farthest_needle))
-            aims.append((f"digits at 8 times the length, beside Raven, {name}", OURS, ("Raven",), farthest_needle))
-        else:
-            aims.append((f"{STUDIES[experiment.study].decides}, {name}", OURS, RIVALS, score))
-        if not STUDIES[experiment.study].higher_is_better:
-            aims.append((f"hybrid beside its window, {name}", ("window + splats",), ("window only",), score))
-        for gaussian, router in (("splats", "linear router"), ("splats, decay, skip", "linear router, decay, skip")):
-            aims.append((f"{gaussian} beside a {router}, {name}", (gaussian,), (router,), score))
-        found += [standing(aim, experiment, ours, theirs, rows, figure) for aim, ours, theirs, figure in aims]
+        for aim, ours, theirs, figure in aims_of(tier, experiment):
+            found.append(standing(f"{aim}, {name}", experiment, ours, theirs, rows, figure))
     return [one for one in found if one is not None]
 
 

@@ -6,7 +6,8 @@ from .contestants import CONTESTANTS, Shell
 from .plan import Experiment
 
 # each beside the same model without it, which is "splats"
-FEATURES = ("splats, top 4", "splats, compact", "splats, write gate", "splats, routing bias", "lattice of 256, top 4")
+MANY = "lattice of 256, top 4"
+FEATURES = ("splats, top 4", "splats, compact", "splats, write gate", "splats, routing bias", MANY)
 EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name and name not in FEATURES)
 # the strongest of those whose state does not grow, and what they have to be seen beside
 STRONGEST = ("gated delta net", "Mamba-2", "GLA", "Gated Slot Attention", "Raven")
@@ -38,7 +39,8 @@ TIERS: dict[str, tuple[Experiment, ...]] = {
     ),
     # what each way to route is worth beside the plain one
     "features": (
-        Experiment("recall", ("splats", *FEATURES), state=1620, steps=500),
+        Experiment("recall", ("splats", *FEATURES, "Based"), state=1620, steps=500),
+        Experiment("wide recall", ("splats", MANY, "Based"), state=1620, steps=500),
         Experiment("rebound recall", ("splats", *FEATURES), state=1620, steps=500),
         Experiment("selective copying", ("splats", *FEATURES), state=1620, steps=500),
     ),
