@@ -92,7 +92,7 @@ def make_arguments(
     if not tied:
         arguments["receive_positions"] = positions(B, T, H, P)
     if routing == "compact":
-        arguments["log_reaches"] = reaches_in_gaps(arguments).log()
+        arguments["log_reaches"] = reaches_in_gaps(arguments, 4 if dtype == torch.float64 else 200).log()
     if bias:
         arguments |= {"send_bias": normal(B, S, H, R), "receive_bias": normal(B, T, H, R)}
     if decay:
@@ -117,20 +117,22 @@ def make_arguments(
     return cast(arguments, dtype)
 
 
-def reaches_in_gaps(arguments: Arguments) -> Tensor:
-    """For each splat a reach that about half of the tokens are within, and hardly any just within or without.
+def reaches_in_gaps(arguments: Arguments, share: int) -> Tensor:
+    """For each splat a reach that no token is just within or just without: the middle of the widest gap.
 
-    At the edge a compact kernel is 0, so that no digit of it is known there.
+    At the edge a compact kernel is a difference of nearly equal numbers, of which few digits are known. One in `share`
+    of the tokens at least is within reach, and as many are not.
     """
     positions = [arguments[name] for name in ("send_positions", "receive_positions") if name in arguments]
     distances = [torch.cdist(part.flatten(0, 1).transpose(0, 1), arguments["centers"]) for part in positions]
     ordered = torch.cat(distances, 1).sort(1).values  # [H, tokens, M]
-    number = ordered.shape[1]
-    if number < 4:
-        return torch.full_like(arguments["log_scales"], math.sqrt(2.0 * arguments["centers"].shape[-1]))
-    middle = ordered[:, number // 4 : number - number // 4]
-    widest = middle.diff(dim=1).argmax(1, keepdim=True)
-    return 0.5 * (middle.gather(1, widest) + middle.gather(1, widest + 1))[:, 0]
+    if not ordered.shape[1]:
+        return torch.ones_like(arguments["log_scales"])
+    few = max(1, ordered.shape[1] // share)
+    farther = ordered[:, -1:] + 1.0
+    ordered = torch.cat([ordered, farther], 1)[:, few - 1 : ordered.shape[1] + 2 - few]
+    widest = ordered.diff(dim=1).argmax(1, keepdim=True)
+    return 0.5 * (ordered.gather(1, widest) + ordered.gather(1, widest + 1))[:, 0]
 
 
 def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
@@ -228,7 +230,9 @@ def is_clear(arguments: Arguments, options: dict) -> bool:
             margins.append((ordered[..., top_p - 1] - ordered[..., top_p]).min().item())
         if options["routing"] == "compact":
             distance = torch.cdist(positions.double().transpose(1, 2), splats.centers[None]).transpose(1, 2)
-            margins.append((distance - splats.log_reaches.exp()).abs().min().item())
+            edge = (distance - splats.log_reaches.exp()).abs().min().item()
+            single = arguments["values"].dtype != torch.float64
+            margins.append(edge / 3000 if single else edge)  # nearer its end more digits are lost than 1e-5 admits
             nearest = distance.sort(dim=-1).values
             margins.append((nearest[..., 1:2] - nearest[..., :1]).min().item() if nearest.shape[-1] > 1 else math.inf)
     return min(margins) > 1e-5
