@@ -40,11 +40,11 @@ read enough.
   forgetting and have to learn not to, and need longer for it than they are given. Based may be ahead of splats because
   products of a few channels of keys are features of a better kind: any two different keys are told apart by some of
   them, while a splat's share is a smooth function of the place.
-- *Pairs per operation*: at equal state behind Based, where it takes part: two routings of 32-wide positions cost as much
-  again as the memory itself, which Based has not to pay. A lattice of 256 splats of which a token touches four is ahead
-  of everyone, for what it costs does not grow with what it remembers: its state is ten times as large, 17,472 numbers,
-  so this is no comparison at equal state. Choosing the four is not counted as multiply-adds. In `recall` it and Based
-  have full marks both, and the difference is that of their operations.
+- *Pairs per operation*: at equal state behind Based, where it takes part: two routings of 32-wide positions cost as
+  much again as the memory itself, which Based has not to pay. A lattice of 256 splats of which a token touches four is
+  ahead of the best rival, for what it costs does not grow with what it remembers: its state is ten times as large,
+  17,472 numbers, so this is no comparison at equal state. Choosing the four is not counted as multiply-adds. In
+  `recall` it and Based have full marks both, and the difference is that of their operations.
 - *Re-bound keys*: behind the gated delta net, which takes back what it wrote; a mean keeps both values.
 - *Bits per byte*: behind Mamba-2 and, on the mean, ahead of the other rivals and of a window alone, once a token's own
   value is passed on beside the memory, as Mamba-2 does. But softmax attention is behind its own window alone, so this
