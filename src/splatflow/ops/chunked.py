@@ -73,8 +73,8 @@ def chunked(
 def checkpointed_blocks(active: bool = True) -> Iterator[None]:
     """Within it, the backward pass of `chunked` computes each block once more instead of keeping what it computed.
 
-    What is kept of a block is its inputs and the state before it. Over many blocks that took two fifths of the memory,
-    or a quarter with a decay, for 40 % more time. No number changes.
+    What is kept of a block is its inputs and the state before it, for the price of a second forward pass. Over many
+    blocks that is less than half of the memory (`python -m benchmarks.training_memory`). No number changes.
 
     Example:
         >>> from splatflow.ops import Splats, splat_attention
