@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from benchmarks.rivals import RIVALS, Rival
-from splatflow.nn import SoftmaxAttention, SplatAttention
+from splatflow.nn import SoftmaxAttention, SplatAttention, Strategy
+from splatflow.nn.strategy import Curriculum, KMeansStart, MinimumDistance, OverlapLoss, Repulsion, SplitAndPrune
 
 from .controls import FrozenCenters, LinearRouter
 
@@ -35,11 +36,18 @@ SHELL = Shell()
 
 
 class Contestant(NamedTuple):
-    """`build(shell, size)` makes a mixer. `sized`: the size says how large its state is; else no size changes that."""
+    """`build(shell, size)` makes a mixer. `sized`: the size says how large its state is; else no size changes that.
+
+    `table` names what looks up a bias of the routing: the "token", or its "place" in the text. `strategy` moves splats
+    while they learn, and `kept` is the share of them that is examined, those used most.
+    """
 
     build: Callable[[Shell, int], nn.Module]
     sized: bool = True
     control: bool = False  # a foil of splats, not a rival
+    table: Literal["token", "place"] | None = None
+    strategy: Strategy = Strategy()  # it is frozen
+    kept: float = 1.0
 
 
 def _shared(shell: Shell) -> dict[str, Any]:
@@ -72,12 +80,24 @@ def _lattice(shell: Shell, size: int) -> nn.Module:
     return _splats(SplatAttention, shell, 256, routing="lattice", top_p=4)
 
 
+def _window_beside(shell: Shell, size: int) -> nn.Module:
+    """As `_window_and_splats`, of splats that forget nothing."""
+    return _splats(SplatAttention, shell, size, window_size=max(1, size // 2))
+
+
+def _wide_values(shell: Shell, size: int) -> nn.Module:
+    """Values of 7/4 of the width: about as much is remembered by half as many splats."""
+    return _splats(SplatAttention, shell, size, value_dim=7 * shell.width // (4 * shell.num_heads))
+
+
 def _rival(kind: type[Rival], shell: Shell, size: int) -> nn.Module:
     return kind(shell.width, shell.num_heads, size, **_shared(shell))
 
 
+_PLAIN = partial(_splats, SplatAttention)
+
 CONTESTANTS: dict[str, Contestant] = {
-    "splats": Contestant(partial(_splats, SplatAttention)),
+    "splats": Contestant(_PLAIN),
     "splats, decay": Contestant(partial(_splats, SplatAttention, decay="head")),
     "splats, decay, skip": Contestant(partial(_splats, SplatAttention, decay="head", value_skip=True)),
     "window + splats": Contestant(_window_and_splats),
@@ -86,6 +106,20 @@ CONTESTANTS: dict[str, Contestant] = {
     "splats, write gate": Contestant(partial(_splats, SplatAttention, write_gate=True)),
     "splats, routing bias": Contestant(partial(_splats, SplatAttention, routing_bias=True)),
     "lattice of 256, top 4": Contestant(_lattice, sized=False),
+    "splats, token table": Contestant(_PLAIN, table="token"),
+    "splats, place table": Contestant(_PLAIN, table="place"),
+    "splats, window": Contestant(_window_beside),
+    "splats, linear transform": Contestant(partial(_splats, SplatAttention, transform="linear")),
+    "splats, one hop": Contestant(partial(_splats, SplatAttention, hops=1)),
+    "splats, two hops": Contestant(partial(_splats, SplatAttention, hops=2)),
+    "splats, wide values": Contestant(_wide_values),
+    "splats, half kept": Contestant(_PLAIN, kept=0.5),
+    "splats, k-means start": Contestant(_PLAIN, strategy=KMeansStart()),
+    "splats, overlap loss": Contestant(_PLAIN, strategy=OverlapLoss()),
+    "splats, repulsion": Contestant(_PLAIN, strategy=Repulsion()),
+    "splats, minimum distance": Contestant(_PLAIN, strategy=MinimumDistance(6.0)),
+    "splats, split and prune": Contestant(_PLAIN, strategy=SplitAndPrune()),
+    "splats, curriculum": Contestant(_PLAIN, strategy=Curriculum()),
     "linear router": Contestant(partial(_splats, LinearRouter), control=True),
     "linear router, decay, skip": Contestant(
         partial(_splats, LinearRouter, decay="head", value_skip=True), control=True
@@ -121,8 +155,11 @@ def step_operations(mixer: nn.Module, seq_len: int) -> int:
     routings = 2 * mixer.centers[0].numel()
     passes = 2 if mixer.decay is None else 3
     touched = mixer.num_splats if mixer.top_p is None else mixer.top_p
+    if mixer.listen is not None:  # what a splat listens for in its content, and what it says
+        passes += 2
+    handed_on = mixer.num_splats**2 if len(mixer.hops) else 0  # receive weights times what splats make of each other
     near = window * (mixer.position_dim + mixer.value_dim)
-    return mixer.num_heads * (routings + passes * touched * mixer.value_dim + near)
+    return mixer.num_heads * (routings + passes * touched * mixer.value_dim + handed_on + near)
 
 
 @lru_cache

@@ -20,16 +20,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from splatflow.nn import SwiGLU
+from splatflow.nn.fewer_splats import keep_splats
 from splatflow.tasks import IGNORED
 
 from .contestants import CONTESTANTS, SHELL, TOLERANCE, Shell, size_for, state_size, step_operations
 from .studies import STUDIES, Corpus, Study
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 REFERENCE, REFERENCE_WIDTH = "splats", 96  # whose parameters the others are given, and its SwiGLUs' width
+PLACES = 64  # of a table by place; farther on it begins anew
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,31 @@ class Probe(nn.Module):
         self.mixers = nn.ModuleList(contestant.build(run.shell, size) for _ in range(run.num_layers))
         self.mlps = nn.ModuleList(SwiGLU(width, inner_width) for _ in range(run.num_layers))
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2 * run.num_layers + 1))
+        self.table, rows = contestant.table, {None: 0, "token": vocab_size, "place": PLACES}[contestant.table]
+        biases = [run.shell.num_heads * mixer.num_biases for mixer in self.mixers] if rows else []
+        self.tables = nn.ModuleList(nn.Embedding(rows, numbers) for numbers in biases)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for mixer in self.mixers:
             mixer.reset_parameters()
+        for table in self.tables:
+            nn.init.zeros_(table.weight)
 
     def forward(self, inputs: Int[Tensor, "B T"], asked: Bool[Tensor, "B T"]) -> Float[Tensor, "L V"]:
         hidden = self.embedding(inputs)
         for index, (mixer, mlp) in enumerate(zip(self.mixers, self.mlps, strict=True)):
-            hidden = hidden + mixer(self.norms[2 * index](hidden))[0]
+            hidden = hidden + mixer(self.norms[2 * index](hidden), **self.biases(index, inputs))[0]
             hidden = hidden + mlp(self.norms[2 * index + 1](hidden))
         return self.norms[-1](hidden[asked]) @ self.embedding.weight.T * self.embedding.embedding_dim**-0.5
+
+    def biases(self, index: int, inputs: Int[Tensor, "B T"]) -> dict[str, Tensor]:
+        """What the table of a layer says of each token or of its place, as an argument of its mixer."""
+        if self.table is None:
+            return {}
+        places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs) % PLACES
+        biases = self.tables[index](inputs if self.table == "token" else places)
+        return {"token_bias": biases.unflatten(-1, (self.mixers[index].num_heads, -1))}
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
@@ -103,25 +120,47 @@ def build(run: Run, vocab_size: int) -> Probe:
     return Probe(run, vocab_size, inner_width)
 
 
-def learn(model: Probe, study: Study, run: Run, corpus: Corpus | None, device: torch.device) -> None:
-    """AdamW with a one-cycle schedule. Only the weights of linear layers and embeddings decay."""
+def learn(model: Probe, study: Study, run: Run, corpus: Corpus | None, device: torch.device) -> Probe:
+    """AdamW with a one-cycle schedule. Only the weights of linear layers and embeddings decay.
+
+    Returns:
+        The model that is to be examined: `model` itself, or one with the splats that the last batch used most.
+    """
+    strategy, kept = CONTESTANTS[run.mixer].strategy, CONTESTANTS[run.mixer].kept
+    optimizer = optimizer_of(model, run.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.rate, run.steps, pct_start=0.1)
+    for step, batch, answers in lessons_of(study, run, corpus, device):
+        if step == 1:
+            strategy.begin(model, optimizer, batch)
+        loss = F.cross_entropy(model(**batch), answers)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        strategy.after_backward(model, optimizer, step)
+        optimizer.step()
+        strategy.after_step(model, optimizer, step, batch)
+        schedule.step()
+    return model if kept == 1.0 else keep_splats(model, max(1, round(kept * model.mixers[0].num_splats)), batch)
+
+
+def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
     others = [parameter for parameter in model.parameters() if not any(parameter is weight for weight in weights)]
     groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, run.rate, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.rate, run.steps, pct_start=0.1)
+    return torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), fused=True)
+
+
+def lessons_of(
+    study: Study, run: Run, corpus: Corpus | None, device: torch.device
+) -> Iterator[tuple[int, dict[str, Tensor], Int[Tensor, " L"]]]:
+    """Each step from 1, its batch as arguments of a probe, and the right answers."""
     text = None if corpus is None else corpus.train
     for step in range(run.steps):
         lesson = study.lessons[step % len(study.lessons)]
         # batches are numbered; no two seeds, nor training and examination, share one
         inputs, labels = (part.to(device) for part in lesson(1_000_000 * run.seed + step, text, run.batch_tokens))
         asked = labels != IGNORED
-        loss = F.cross_entropy(model(inputs, asked), labels[asked])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        yield step + 1, {"inputs": inputs, "asked": asked}, labels[asked]
 
 
 def measure(run: Run, corpus: Corpus | None, device: str = "cpu") -> dict[str, Any]:
@@ -129,7 +168,8 @@ def measure(run: Run, corpus: Corpus | None, device: str = "cpu") -> dict[str, A
     start = time.perf_counter()
     study = STUDIES[run.study]
     model = build(run, study.vocab_size).to(device)
-    learn(model, study, run, corpus, torch.device(device))
+    parameters = model.num_parameters()
+    model = learn(model, study, run, corpus, torch.device(device))
     model.eval()
     with torch.no_grad():
         scores = study.examine(model, run.seed, corpus)
@@ -139,6 +179,6 @@ def measure(run: Run, corpus: Corpus | None, device: str = "cpu") -> dict[str, A
         "size": size_for(run.mixer, run.shell, run.state),
         "state_size": state_size(model.mixers[0], study.seq_len),
         "step_operations": step_operations(model.mixers[0], study.seq_len),
-        "parameters": model.num_parameters(),
+        "parameters": parameters,
         "seconds": round(time.perf_counter() - start, 1),
     }

@@ -10,7 +10,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .contestants import CONTESTANTS
+from benchmarks.rivals import RIVALS
+
 from .intervals import Interval, interval, paired
 from .plan import Experiment, Rows, decided, fresh_rows, swept
 from .studies import STUDIES
@@ -19,7 +20,7 @@ from .tiers import MANY, TIERS
 OURS = ("splats", "splats, decay", "splats, decay, skip", "window + splats")
 # those that the project measures itself by first of all: the mixers of the largest trained models of fixed state
 NAMED = ("gated delta net", "Mamba-2", "Gated Slot Attention", "Raven")
-RIVALS = tuple(name for name, row in CONTESTANTS.items() if row.sized and not row.control and name not in OURS)
+THEIRS = tuple(RIVALS)
 
 PAIRS = ("recall", "wide recall", "long recall")  # studies of how many pairs are recalled
 
@@ -106,17 +107,17 @@ def aims_of(tier: str, experiment: Experiment) -> list[Aim]:
     study, score = experiment.study, partial(decided, experiment)
     aims: list[Aim] = []
     if tier == "features":
-        many = ("pairs at 90 % per 1,000 multiply-adds, many splats", (MANY,), RIVALS, pairs_per_operation)
+        many = ("pairs at 90 % per 1,000 multiply-adds, many splats", (MANY,), THEIRS, pairs_per_operation)
         return [many] if study in PAIRS else []
     if study in PAIRS:
-        aims.append(("pairs at 90 %", OURS, RIVALS, pairs_at))
+        aims.append(("pairs at 90 %", OURS, THEIRS, pairs_at))
         aims.append((f"pairs at 90 %, beside the best of {', '.join(NAMED)}", OURS, NAMED, pairs_at))
-        aims.append(("pairs at 90 % per 1,000 multiply-adds", OURS, RIVALS, pairs_per_operation))
+        aims.append(("pairs at 90 % per 1,000 multiply-adds", OURS, THEIRS, pairs_per_operation))
     elif study == "needle":
-        aims.append(("digits at 8 times the length", OURS, RIVALS, farthest_needle))
+        aims.append(("digits at 8 times the length", OURS, THEIRS, farthest_needle))
         aims.append(("digits at 8 times the length, beside Raven", OURS, ("Raven",), farthest_needle))
     else:
-        aims.append((STUDIES[study].decides, OURS, RIVALS, score))
+        aims.append((STUDIES[study].decides, OURS, THEIRS, score))
     if not STUDIES[study].higher_is_better:
         aims.append(("hybrid beside its window", ("window + splats",), ("window only",), score))
     for gaussian, router in (("splats", "linear router"), ("splats, decay, skip", "linear router, decay, skip")):

@@ -7,7 +7,12 @@ from .plan import Experiment
 
 # each beside the same model without it, which is "splats"
 MANY = "lattice of 256, top 4"
-FEATURES = ("splats, top 4", "splats, compact", "splats, write gate", "splats, routing bias", MANY)
+FEATURES = (
+    *("splats, compact", "splats, write gate", "splats, routing bias", "splats, window", "splats, linear transform"),
+    *("splats, one hop", "splats, wide values", "splats, half kept", "splats, k-means start", "splats, overlap loss"),
+    *("splats, minimum distance", "splats, repulsion", "splats, split and prune", "splats, curriculum"),
+    *("splats, token table", "splats, place table", "splats, two hops", MANY, "splats, top 4"),
+)
 EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name and name not in FEATURES)
 # the strongest of those whose state does not grow, and what they have to be seen beside
 STRONGEST = ("gated delta net", "Mamba-2", "GLA", "Gated Slot Attention", "Raven")
@@ -37,11 +42,12 @@ TIERS: dict[str, tuple[Experiment, ...]] = {
         Experiment("selective copying", LEADERS, state=1620, steps=500),
         Experiment("recall", LEADERS, state=1620, steps=1500),
     ),
-    # what each way to route is worth beside the plain one
+    # what each part of the idea is worth beside the model without it
     "features": (
         Experiment("recall", ("splats", *FEATURES, "Based"), state=1620, steps=500),
         Experiment("wide recall", ("splats", MANY, "Based"), state=1620, steps=500),
         Experiment("rebound recall", ("splats", *FEATURES), state=1620, steps=500),
+        Experiment("wikitext bytes", ("splats", *FEATURES), state=1620, steps=400),
         Experiment("selective copying", ("splats", *FEATURES), state=1620, steps=500),
     ),
     # the same questions with models of twice the width and eight to sixty times the tokens, in pieces of 9 minutes

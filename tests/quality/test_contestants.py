@@ -4,7 +4,7 @@ import pytest
 import torch
 from benchmarks.quality.contestants import CONTESTANTS, TOLERANCE, Shell, size_for, state_size
 from benchmarks.quality.controls import FrozenCenters, LinearRouter
-from benchmarks.quality.probe import Run, build
+from benchmarks.quality.probe import Run, build, learn
 from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.tiers import TIERS
 
@@ -37,13 +37,16 @@ def test_a_window_is_counted_as_keys_and_values():
 
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_convolution_and_output_gate_are_on_or_off_for_all(name):
+    def mixer(**options):
+        return CONTESTANTS[name].build(Shell(**options), 4)
+
     def parameters(**options):
-        mixer = CONTESTANTS[name].build(Shell(**options), 4)
-        return sum(parameter.numel() for parameter in mixer.parameters())
+        return sum(parameter.numel() for parameter in mixer(**options).parameters())
 
     plain = parameters(conv_size=0)
+    heard = 2 * getattr(mixer(), "value_dim", 32)
     assert parameters(conv_size=3) > plain
-    assert parameters(conv_size=0, output_gate=True) == plain + 64 * 64
+    assert parameters(conv_size=0, output_gate=True) == plain + 64 * heard
 
 
 def test_a_state_that_no_size_gives_is_refused():
@@ -86,3 +89,30 @@ def test_frozen_centers_do_not_learn():
     layer(torch.randn(3, 5, 22))[0].sum().backward()
     assert layer.centers.grad is layer.log_scales.grad is layer.log_amplitudes.grad is None
     assert layer.projections.send_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize(("name", "knows_tokens"), [("splats, token table", True), ("splats, place table", False)])
+def test_a_table_says_something_of_each_token_or_of_its_place(name, knows_tokens):
+    model = build(Run("recall", name, 1632, rate=1e-2, seed=3, steps=1), 64)
+    torch.nn.init.normal_(model.tables[1].weight)
+    inputs = torch.tensor([[7, 5] * 40, [5, 7] * 40])
+    biases = model.biases(1, inputs)["token_bias"]
+    assert list(biases.shape) == [2, 80, 2, 16]
+    assert torch.equal(biases[0, 0], biases[1, 1]) == knows_tokens
+    assert torch.equal(biases[0], biases[1]) != knows_tokens
+    assert torch.equal(biases[:, 0], biases[:, 64])
+    without = build(Run("recall", "splats", 1632, rate=1e-2, seed=3, steps=1), 64)
+    assert without.biases(1, inputs) == {}
+
+
+def test_a_strategy_moves_splats_and_half_of_them_are_kept():
+    study = STUDIES["short recall"]
+
+    def learnt(name, steps=2):
+        run = Run("short recall", name, 1632, rate=1e-2, seed=3, steps=steps)
+        return learn(build(run, study.vocab_size), study, run, None, torch.device("cpu"))
+
+    plain, moved, half = map(learnt, ("splats", "splats, k-means start", "splats, half kept"))
+    assert not torch.equal(plain.mixers[0].centers, moved.mixers[0].centers)
+    assert list(half.mixers[0].centers.shape) == [2, 8, 32]
+    assert all((row == plain.mixers[0].centers[0]).all(-1).any() for row in half.mixers[0].centers[0])
