@@ -198,18 +198,19 @@ def fit(backend: str, sizes: dict, options: dict) -> tuple[dict, dict]:
     """A case that the backend can do, as near as may be to the one given."""
     if backend != "sparse":
         return sizes, options
-    sizes = {**sizes, "decay": None, "mixing": False}
+    sizes = {**sizes, "decay": sizes.get("decay") and "head", "mixing": False}
     if ROUTINGS[options["routing"]].nearest is None:
         sizes["routing"] = options["routing"] = "mixture"
     return sizes, {**options, "top_p": options.get("top_p") or 1}
 
 
-def supports(backend: str, route: dict, decay: bool = False, mixing: bool = False) -> bool:
+def supports(backend: str, route: dict, decay: str | None = None, mixing: bool = False) -> bool:
     router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"), torch.ones(1, 1, 1) if mixing else None)
-    return BACKENDS[backend].supports(router, log_decay=decay) is None
+    log_decay = {None: None, "head": torch.zeros(1, 1, 1, 1), "splat": torch.zeros(1, 1, 1, 2)}[decay]
+    return BACKENDS[backend].supports(router, log_decay=log_decay) is None
 
 
-def skip_unless(backend: str, route: dict, decay: bool = False, mixing: bool = False) -> None:
+def skip_unless(backend: str, route: dict, decay: str | None = None, mixing: bool = False) -> None:
     if not supports(backend, route, decay, mixing):
         pytest.skip(f"{backend} cannot")
 

@@ -94,7 +94,7 @@ def test_nan_in_one_sequence_reaches_no_other(backend, case):
 @every_backend
 @pytest.mark.parametrize("grain", ["head", "splat"])
 def test_a_decay_of_minus_infinity_forgets_all_that_came_before(backend, grain):
-    skip_unless(backend, {"routing": "mixture"}, decay=True)
+    skip_unless(backend, {"routing": "mixture"}, decay=grain)
     arguments = make_arguments(T=MIN_CHUNK + 7, decay=grain, state=True, dtype=torch.float32)
     reset = MIN_CHUNK - 3
     arguments["log_decay"][:, reset] = -torch.inf

@@ -8,8 +8,11 @@ import pytest
 import torch
 from cases import attend, make_arguments, results
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import splatflow.ops.chunked as chunked_module
+import splatflow.ops.sparse as sparse_module
 from splatflow.diagnostics import peak_memory
 from splatflow.ops import checkpointed_blocks
 
@@ -68,6 +71,38 @@ def test_the_measure_sees_a_product_of_all_tokens_with_all_tokens():
 def test_checkpointed_blocks_need_less_memory_in_all(decay):
     kinds = {"causal": True, "decay": decay}
     assert bytes_per_token(LENGTHS[2], **kinds, checkpointed=True) < 0.9 * bytes_per_token(LENGTHS[2], **kinds)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the numbers of all tensors that come into being, kept or not: a bound on the time that it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        views = function.is_view or function._schema.is_mutable
+        self.numbers += (
+            0 if views else sum(part.numel() for part in tree_leaves(made) if isinstance(part, torch.Tensor))
+        )
+        return made
+
+
+@pytest.mark.parametrize(("backend", "top_p"), [("chunked", None), ("sparse", 2)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_is_computed_in_the_backward_pass_is_linear_in_the_length(backend, top_p, causal):
+    def numbers_per_token(length):
+        arguments = make_arguments(B=1, T=length, H=1, M=7, bias=True, dtype=torch.float32)
+        with (
+            patch.object(chunked_module, "BLOCK_ROWS", 64),
+            patch.object(sparse_module, "BLOCK_TOKENS", 64),
+            Allocated() as allocated,
+        ):
+            results(arguments, causal=causal, backend=backend, top_p=top_p)
+        return allocated.numbers / length
+
+    assert numbers_per_token(2048) <= 1.1 * numbers_per_token(512)
 
 
 def kept_bytes(arguments, checkpointed, **options):

@@ -53,6 +53,15 @@ def test_best_takes_the_first_of_equals(scores, count):
     assert best(torch.tensor(scores), count).tolist() == by_rule(torch.tensor(scores).tolist(), count)
 
 
+@given(seed=st.integers(0, 10_000), runs=st.sampled_from((4, 5, 8)), count=st.integers(1, 8))
+def test_best_of_many_is_the_same(seed, runs, count):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-3, 4, (2, 3, 32 * runs), generator=generator).float()
+    scores[0, 0] = -torch.inf
+    expected = scores.clamp_min(torch.finfo(scores.dtype).min).sort(dim=-1, descending=True, stable=True).indices
+    assert torch.equal(best(scores, count), expected[..., :count])
+
+
 def random_lattice(K, H=2, P=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     centers, log_scales, log_amplitudes = (

@@ -114,7 +114,7 @@ WRONG_CALLS = {
     "groups without a search": (wrong(routing="grouped"), ValueError, ["top_p is None", "'grouped'"]),
     "a sparse form of all splats": (wrong(backend="sparse"), ValueError, ["'sparse'", "top_p is None"]),
     "a sparse form that forgets": (
-        wrong(backend="sparse", top_p=2, log_decay=torch.zeros(B, T, H)),
+        wrong(backend="sparse", top_p=2, log_decay=torch.zeros(B, T, H, M)),
         ValueError,
         ["'sparse'", "log_decay"],
     ),

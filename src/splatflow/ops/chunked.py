@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .decay import decayed_cumsum, decayed_scores, log_decay_after
 from .routing import Router
-from .splats import MIN_MASS, Sources, SplatState, Targets, part_of
+from .splats import MIN_MASS, Sources, SplatState, Targets, split
 from .transform import Transform, transformed
 
 if TYPE_CHECKING:
@@ -56,16 +56,17 @@ def chunked(
 
     output = Output(num_targets)
     if causal:
-        for tokens, length in _blocks(num_sources, block_size, chunk_size):
-            here = part_of(sources, tokens), part_of(targets, tokens)
-            block, state = _work_through(_mix_block, *here, router, state, length)
-            output.append(tokens, block)
+        sizes = block_sizes(num_sources, block_size, chunk_size)
+        for here, there in zip(split(sources, sizes), split(targets, sizes), strict=True):
+            length = min(chunk_size, here.values.shape[1])
+            block, state = _work_through(_mix_block, here, there, router, state, length)
+            output.append(block)
     else:
-        for tokens, _ in _blocks(num_sources, block_size, 1):
-            state = _work_through(_collect_block, part_of(sources, tokens), router, state)
+        for here in split(sources, block_sizes(num_sources, block_size)):
+            state = _work_through(_collect_block, here, router, state)
         means = transformed(state.contents(router.routing.running_mean), router.transform)
-        for tokens, _ in _blocks(num_targets, block_size, 1):
-            output.append(tokens, _work_through(_read_block, part_of(targets, tokens), means, router))
+        for there in split(targets, block_sizes(num_targets, block_size)):
+            output.append(_work_through(_read_block, there, means, router))
     return output.join(state.total.new_empty(batch, num_heads, 0, width)), state
 
 
@@ -141,18 +142,19 @@ class Output:
     """
 
     def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
+        self.num_tokens, self.num_written = num_tokens, 0
         self.blocks: list[Float[Tensor, "B H t D"]] = []
         self.whole: Float[Tensor, "B T H D"] | None = None
 
-    def append(self, tokens: slice, block: Float[Tensor, "B H t D"]) -> None:
+    def append(self, block: Float[Tensor, "B H t D"]) -> None:
         if block.requires_grad:
             self.blocks.append(block)
             return
         if self.whole is None:
             batch, num_heads, _, width = block.shape
             self.whole = block.new_empty(batch, self.num_tokens, num_heads, width)
-        self.whole[:, tokens] = block.transpose(1, 2)
+        start, self.num_written = self.num_written, self.num_written + block.shape[2]
+        self.whole[:, start : self.num_written] = block.transpose(1, 2)
 
     def join(self, nothing: Float[Tensor, "B H 0 D"]) -> Float[Tensor, "B T H D"]:
         """All blocks; `nothing` if there were none."""
@@ -229,10 +231,12 @@ def _in_chunks(part: Float[Tensor, "B H S X"], length: int) -> Float[Tensor, "B 
     return part.unflatten(2, (-1, length))
 
 
-def _blocks(num_tokens: int, block_size: int, chunk_size: int) -> Iterator[tuple[slice, int]]:
-    """Slices of at most `block_size` tokens, and the chunk length in each: whole chunks first, then what remains."""
+def block_sizes(num_tokens: int, block_size: int, chunk_size: int = 1) -> list[int]:
+    """Whole blocks, what whole chunks remain, and the rest.
+
+    >>> block_sizes(17, block_size=6, chunk_size=3)
+    [6, 6, 3, 2]
+    """
     whole = num_tokens - num_tokens % chunk_size
-    for start in range(0, whole, block_size):
-        yield slice(start, min(start + block_size, whole)), chunk_size
-    if whole < num_tokens:
-        yield slice(whole, num_tokens), num_tokens - whole
+    rest = whole % block_size
+    return [block_size] * (whole // block_size) + [size for size in (rest, num_tokens - whole) if size]

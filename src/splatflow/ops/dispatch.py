@@ -31,23 +31,25 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """One way to compute the operator: `function(sources, targets, router, state, causal=)`.
 
-    `supports(router, log_decay=)` returns None, or why not; `log_decay` says whether there is one.
+    `supports(router, log_decay=)` returns None, or why not.
     """
 
     function: Mix
     supports: Callable[..., str | None]
 
 
-def _always(router: Router, *, log_decay: bool) -> None:
+def _always(router: Router, *, log_decay: Tensor | None) -> None:
     return None
 
 
-def _few_touched(router: Router, *, log_decay: bool) -> str | None:
+def _few_touched(router: Router, *, log_decay: Float[Tensor, "B S H #M"] | None) -> str | None:
     if router.top_p is None:
         return "it touches few splats a token, and top_p is None"
     if router.mixing is not None:
         return "it reads few splats a token, and with receive_mixing a token reads all"
-    return "it cannot forget, and log_decay was given" if log_decay else None
+    if log_decay is not None and log_decay.shape[-1] > 1:
+        return "it forgets by heads, and log_decay has a number for each splat"
+    return None
 
 
 BACKENDS: dict[str, Backend] = {
@@ -113,8 +115,8 @@ def splat_attention(
         state: what the splats hold before the first token: what an earlier piece of the sequence left, or a prior.
             None: nothing. With `cu_seqlens` one state a document.
         cu_seqlens: boundaries [0, ..., T] of documents packed end to end in a batch of one; none hears another.
-        backend: "auto", "chunked", "sparse", "recurrent" or "reference"; all give the same. "sparse" needs a `top_p`,
-            no `log_decay` and no `receive_mixing`.
+        backend: "auto", "chunked", "sparse", "recurrent" or "reference"; all give the same. "sparse" needs a
+            `top_p`, no `receive_mixing` and no `log_decay` per splat.
 
     Returns:
         The output [B, T, H, D], and the state after the last token, from which a next piece can go on.
@@ -157,7 +159,7 @@ def splat_attention(
     log_decay, write_gate = _per_splat(log_decay, dtype), _per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)
-    mix = partial(_choose(backend, router, values.shape[1], causal, log_decay is not None), causal=causal)
+    mix = partial(_choose(backend, router, values.shape[1], causal, log_decay), causal=causal)
     if state is None:
         num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         state = SplatState.empty(values, num_sequences, router.splats.num_splats)
@@ -171,7 +173,7 @@ def splat_attention(
     return output.to(values.dtype), state
 
 
-def _choose(backend: str, router: Router, num_tokens: int, causal: bool, log_decay: bool) -> Mix:
+def _choose(backend: str, router: Router, num_tokens: int, causal: bool, log_decay: Tensor | None) -> Mix:
     if backend == "auto":
         backend = "chunked"
         if causal and num_tokens == 1 and router.top_p is None:

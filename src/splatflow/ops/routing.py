@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .lattice import affinity_of_pairs, lattice_halves
 from .search import best, best_pairs, groups_of
 from .splats import Lattice, Sources, Splats, Targets, inner_dtype
 from .transform import Transform
@@ -86,29 +87,6 @@ def compact_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Flo
     return torch.where(within.any(-1, keepdim=True), affinities, alone)
 
 
-def lattice_halves(
-    positions: Float[Tensor, "B T H P"], lattice: Lattice, bias: Float[Tensor, "B T H R"] | None
-) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
-    """Log-affinities of the halves of each position to the points of the halves of the space.
-
-    Many are looked at and few are used, so each is one product of (p, |p|^2, 1) with (c / sigma^2, -1 / (2 sigma^2),
-    log alpha - |c|^2 / (2 sigma^2)), and what is used is clamped later.
-    """
-    dtype = inner_dtype(positions.dtype)
-    centers, log_scales, log_amplitudes = (part.to(dtype) for part in lattice)
-    precision = torch.exp(-2.0 * log_scales)[..., None]  # [H, 2, K, 1]
-    constant = log_amplitudes[..., None] - 0.5 * precision * centers.square().sum(-1, keepdim=True)
-    factors = torch.cat([centers * precision, -0.5 * precision, constant], -1)
-    halves = positions.to(dtype).unflatten(-1, (2, -1))  # [B, T, H, 2, P / 2]
-    squared_norm = torch.linalg.vector_norm(halves, dim=-1, keepdim=True).square()
-    halves = torch.cat([halves, squared_norm, torch.ones_like(squared_norm)], -1)
-    first, second = (torch.einsum("BTHP,HKP->BTHK", halves[..., half, :], factors[:, half]) for half in (0, 1))
-    if bias is None:
-        return first, second
-    of_first, of_second = bias.to(dtype).chunk(2, -1)
-    return first + of_first, second + of_second
-
-
 def all_of_free(affinity: Callable[..., Tensor]) -> Callable[..., Float[Tensor, "B T H M"]]:
     """Log-affinities to all splats that lie anywhere, the bias added."""
 
@@ -172,10 +150,10 @@ def nearest_of_lattice(
     positions: Float[Tensor, "B T H P"], lattice: Lattice, bias: Float[Tensor, "B T H R"] | None, top_p: int
 ) -> Chosen:
     """The exact search among K x K splats, from 2 K distances: a Gaussian factorises over the halves of the space."""
-    first, second = lattice_halves(positions, lattice, bias)
-    in_first, in_second = best_pairs(first, second, top_p)
-    index = in_first * lattice.centers.shape[2] + in_second
-    return Chosen(index, (first.gather(-1, in_first) + second.gather(-1, in_second)).clamp_min(FARTHEST))
+    with torch.no_grad():
+        in_first, in_second = best_pairs(*lattice_halves(positions, lattice, bias), top_p)
+    affinities = affinity_of_pairs(positions, lattice, bias, in_first, in_second)
+    return Chosen(in_first * lattice.centers.shape[2] + in_second, affinities.clamp_min(FARTHEST))
 
 
 def affinity_at(
@@ -268,9 +246,11 @@ class Router(NamedTuple):
         assert self.routing.nearest is not None, "the border has checked it"
         assert self.top_p is not None, "the border has checked it"
         at_once = max(1, SCORED_AT_ONCE // max(1, positions[:, :1, :, 0].numel() * self.splats.log_scales[0].numel()))
+        parts = positions.split(at_once, 1)  # and not slices, whose gradients are each as large as the whole
+        biases = [None] * len(parts) if bias is None else bias.split(at_once, 1)
         found = [
-            self.routing.nearest(positions[:, here], self.splats, None if bias is None else bias[:, here], self.top_p)
-            for here in (slice(start, start + at_once) for start in range(0, max(1, positions.shape[1]), at_once))
+            self.routing.nearest(part, self.splats, preferences, self.top_p)
+            for part, preferences in zip(parts, biases, strict=True)
         ]
         index, affinities = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         return Chosen(index, self.routing.weights(affinities))

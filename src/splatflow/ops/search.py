@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+RUN, MANY = 32, 128  # scores of which the largest is looked for at once, and from how many on that pays
+
+
 def best(scores: Float[Tensor, "... N"], count: int) -> Int[Tensor, "... count"]:
     """Places of the `count` largest scores, the largest first; of equals the first. All, if there are fewer.
 
@@ -26,11 +29,31 @@ def best(scores: Float[Tensor, "... N"], count: int) -> Int[Tensor, "... count"]
         [1, 2, 3]
     """
     scores = scores.detach().clamp_min(torch.finfo(scores.dtype).min)  # -inf is for what was taken
+    if scores.shape[-1] >= MANY and scores.shape[-1] % RUN == 0:
+        return _best_of_runs(scores, count)
     places = []
     for _ in range(min(count, scores.shape[-1])):  # `topk` leaves it open which of equals it takes, `max` does not
         places.append(scores.max(-1, keepdim=True).indices)
         scores.scatter_(-1, places[-1], -torch.inf)
     return torch.cat(places, -1)
+
+
+def _best_of_runs(scores: Float[Tensor, "... N"], count: int) -> Int[Tensor, "... count"]:
+    """`best` of many, in `scores` itself: the largest of each run is known, and looked for again where it was taken."""
+    runs = scores.reshape(-1, RUN)
+    tops = runs.amax(-1).view(-1, scores.shape[-1] // RUN)
+    first = torch.arange(0, len(runs), tops.shape[-1], device=runs.device)[:, None]
+    places = []
+    for _ in range(count):
+        run = tops.max(-1, keepdim=True).indices
+        at = (first + run).flatten()
+        members = runs.index_select(0, at)
+        place = members.max(-1, keepdim=True).indices
+        places.append(run * RUN + place)
+        members.scatter_(-1, place, -torch.inf)
+        runs.index_copy_(0, at, members)
+        tops.scatter_(-1, run, members.amax(-1, keepdim=True))
+    return torch.cat(places, -1).view(*scores.shape[:-1], count)
 
 
 def best_pairs(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -93,13 +93,10 @@ class SplatState(NamedTuple):
 
     @classmethod
     def empty(cls, values: Float[Tensor, "#B S H D"], batch: int, num_splats: int) -> SplatState:
-        """The state of B sequences that have not begun, fit for such values."""
+        """The state of B sequences that have not begun, fit for such values. All of it is one and the same 0."""
         _, _, num_heads, width = values.shape
-        dtype = inner_dtype(values.dtype)
-        return cls(
-            values.new_zeros(batch, num_heads, num_splats, dtype=dtype),
-            values.new_zeros(batch, num_heads, num_splats, width, dtype=dtype),
-        )
+        zero = values.new_zeros((), dtype=inner_dtype(values.dtype))
+        return cls(zero.expand(batch, num_heads, num_splats), zero.expand(batch, num_heads, num_splats, width))
 
     def contents(self, running_mean: bool) -> Float[Tensor, "B H M D"]:
         """What each splat says: the mean of what it was sent, or the sum."""
@@ -121,6 +118,13 @@ def each(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
     return type(tokens)(*parts)  # type: ignore[arg-type]  # the named tuples, each of its own parts
 
 
-def part_of(tokens: Tokens, where: slice) -> Tokens:
-    """Some of the tokens."""
-    return each(lambda part: part[:, where], tokens)
+def split(tokens: Tokens, sizes: Sequence[int]) -> list[Tokens]:
+    """The tokens in pieces of these sizes.
+
+    A split, and no slices: the gradient of a slice is as large as the whole, which makes that of all slices quadratic.
+    """
+    parts = [None if part is None else part.split(list(sizes), 1) for part in tokens]
+    return [
+        type(tokens)(*(None if part is None else part[piece] for part in parts))  # type: ignore[arg-type]
+        for piece in range(len(sizes))
+    ]
