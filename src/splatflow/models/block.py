@@ -1,0 +1,79 @@
+"""One block of the model: a mixer and a SwiGLU, each behind an RMS norm and beside a residual path.
+
+    hidden = hidden + mixer(norm(hidden));  hidden = hidden + mlp(norm(hidden))
+
+The mixer, a row of `splatflow.nn.MIXERS`, is the only place where tokens meet.
+"""
+
+# B batch, T new token, C hidden channel
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from splatflow.nn import MIXERS, SplatAttention, SwiGLU
+from splatflow.ops import checkpointed_blocks
+
+from .configuration_splatflow import SplatFlowConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+
+class SplatFlowBlock(GradientCheckpointingLayer):
+    """A mixer and a SwiGLU, each behind an RMS norm and beside a residual path."""
+
+    def __init__(self, config: SplatFlowConfig) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None, "the configuration fills it in"
+        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mixer = build_mixer(config)
+        self.num_heads = config.num_attention_heads
+        # which splats each token of the vocabulary prefers, whatever its hidden state
+        self.token_bias = None
+        if config.token_bias:
+            self.token_bias = nn.Embedding(config.vocab_size, self.num_heads * num_biases_of(self.mixer))
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "B T C"],
+        attention_mask: Bool[Tensor, "B T"] | None,
+        state: Any,
+        input_ids: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T C"], Any]:
+        options = {}
+        if self.token_bias is not None:
+            if input_ids is None:
+                raise ValueError("inputs_embeds given, expected input_ids, by which token_bias looks up its table")
+            options["token_bias"] = self.token_bias(input_ids).unflatten(-1, (self.num_heads, -1))
+        # a block that is computed again in the backward pass keeps as little as it can while it is
+        with checkpointed_blocks(self.gradient_checkpointing and self.training):
+            mixed, state = self.mixer(
+                self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state, **options
+            )
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states)), state
+
+
+def build_mixer(config: SplatFlowConfig) -> nn.Module:
+    """The mixer that `config.mixer` names, given those options of the configuration that its constructor names."""
+    mixer_class = MIXERS[config.mixer]
+    names = {"top_p": "splat_top_p"}  # the library has a top_p of its own
+    options = {
+        name: getattr(config, names.get(name, name))
+        for name in inspect.signature(mixer_class).parameters
+        if hasattr(config, names.get(name, name)) and name != "hidden_size"
+    }
+    return mixer_class(config.hidden_size, config.num_attention_heads, **options)
+
+
+def num_biases_of(mixer: nn.Module) -> int:
+    assert isinstance(mixer, SplatAttention), "the configuration has checked it"
+    return mixer.num_biases
