@@ -5,7 +5,7 @@
 The mixer, a row of `splatflow.nn.MIXERS`, is the only place where tokens meet.
 """
 
-# B batch, T new token, C hidden channel
+# B batch, T new token, C hidden channel, H head, R bias of a head
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class PositionBias(nn.Embedding):
+    """Which splats a token prefers by its place in the text, whatever it is: a learned row of biases for each place.
+
+    Behind the last row the first comes again, so that a text may be of any length. At first there are no preferences.
+
+    >>> import torch
+    >>> PositionBias(num_embeddings=3, embedding_dim=5)(torch.tensor([[0, 1, 2, 3]])).abs().max().item()
+    0.0
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, places: Int[Tensor, "B T"]) -> Float[Tensor, "B T HR"]:
+        return super().forward(places % self.num_embeddings)
+
+
 class SplatFlowBlock(GradientCheckpointingLayer):
     """A mixer and a SwiGLU, each behind an RMS norm and beside a residual path."""
 
@@ -34,10 +51,12 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mixer = build_mixer(config)
         self.num_heads = config.num_attention_heads
-        # which splats each token of the vocabulary prefers, whatever its hidden state
-        self.token_bias = None
+        # which splats each token of the vocabulary prefers, and each place, whatever the hidden state
+        self.token_bias = self.position_bias = None
         if config.token_bias:
             self.token_bias = nn.Embedding(config.vocab_size, self.num_heads * num_biases_of(self.mixer))
+        if config.position_bias:
+            self.position_bias = PositionBias(config.position_bias, self.num_heads * num_biases_of(self.mixer))
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
@@ -47,12 +66,11 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         attention_mask: Bool[Tensor, "B T"] | None,
         state: Any,
         input_ids: Int[Tensor, "B T"] | None = None,
+        places: Int[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T C"], Any]:
-        options = {}
-        if self.token_bias is not None:
-            if input_ids is None:
-                raise ValueError("inputs_embeds given, expected input_ids, by which token_bias looks up its table")
-            options["token_bias"] = self.token_bias(input_ids).unflatten(-1, (self.num_heads, -1))
+        """`input_ids` and `places`, what number in its text each token has, are for tables of biases alone."""
+        bias = self._bias(input_ids, places)
+        options = {} if bias is None else {"token_bias": bias}
         # a block that is computed again in the backward pass keeps as little as it can while it is
         with checkpointed_blocks(self.gradient_checkpointing and self.training):
             mixed, state = self.mixer(
@@ -60,6 +78,20 @@ class SplatFlowBlock(GradientCheckpointingLayer):
             )
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states)), state
+
+    def _bias(
+        self, input_ids: Int[Tensor, "B T"] | None, places: Int[Tensor, "B T"] | None
+    ) -> Float[Tensor, "B T H R"] | None:
+        """What the tables, if there are any, add to the log-affinities of these tokens."""
+        bias = None
+        if self.token_bias is not None:
+            if input_ids is None:
+                raise ValueError("inputs_embeds given, expected input_ids, by which token_bias looks up its table")
+            bias = self.token_bias(input_ids)
+        if self.position_bias is not None:
+            by_place = self.position_bias(places)
+            bias = by_place if bias is None else bias + by_place
+        return None if bias is None else bias.unflatten(-1, (self.num_heads, -1))
 
 
 def build_mixer(config: SplatFlowConfig) -> nn.Module:

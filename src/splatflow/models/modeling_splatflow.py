@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .block import SplatFlowBlock
+from .block import PositionBias, SplatFlowBlock
 from .cache import SplatFlowCache, StatefulGenerationMixin
 from .configuration_splatflow import SplatFlowConfig
 
@@ -30,7 +31,7 @@ class SplatFlowPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, PositionBias):
             super()._init_weights(module)
         elif hasattr(module, "reset_parameters"):
             reset_missing_parameters(module)
@@ -89,23 +90,28 @@ class SplatFlowModel(SplatFlowPreTrainedModel):
         if past_key_values is None:
             past_key_values = SplatFlowCache(len(self.layers)) if use_cache else None
         else:
-            check_cache(past_key_values, len(self.layers), batch_size)
+            check_cache(past_key_values, len(self.layers), batch_size, counted=self.config.position_bias > 0)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
         token_mask = mask_of_new_tokens(attention_mask, batch_size, seq_len)
+        places = num_real_tokens = None
+        if self.config.position_bias:
+            before = None if past_key_values is None else past_key_values.num_real_tokens
+            real = token_mask if token_mask is not None else torch.ones_like(hidden_states[..., 0], dtype=torch.bool)
+            places, num_real_tokens = count_real(real, before)
         states = [None] * len(self.layers) if past_key_values is None else past_key_values.states
         new_states, all_hidden_states = [], []
         for layer, state in zip(self.layers, states, strict=True):
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-            hidden_states, new_state = layer(hidden_states, token_mask, state, input_ids)
+            hidden_states, new_state = layer(hidden_states, token_mask, state, input_ids, places)
             new_states.append(new_state)
         hidden_states = self.norm(hidden_states)
 
         # All layers at once, after the last: an error on the way leaves the cache as it was.
         if past_key_values is not None:
-            past_key_values.advance(new_states, seq_len)
+            past_key_values.advance(new_states, seq_len, num_real_tokens)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values,
@@ -181,7 +187,6 @@ class SplatFlowForCausalLM(StatefulGenerationMixin, SplatFlowPreTrainedModel):
 def mask_of_new_tokens(attention_mask: Tensor | None, batch_size: int, seq_len: int) -> Bool[Tensor, "B T"] | None:
     """The last `seq_len` columns of a mask [B, S] as booleans.
 
-    >>> import torch
     >>> mask_of_new_tokens(torch.tensor([[0, 1, 1]]), batch_size=1, seq_len=2)
     tensor([[True, True]])
     """
@@ -193,13 +198,34 @@ def mask_of_new_tokens(attention_mask: Tensor | None, batch_size: int, seq_len: 
     return attention_mask[:, shape[1] - seq_len :].bool()
 
 
-def check_cache(cache: SplatFlowCache, num_layers: int, batch_size: int) -> None:
+def count_real(
+    real: Bool[Tensor, "B T"], before: Int[Tensor, " B"] | None = None
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    """How many real tokens of its own text come before each token, and how many there are after the last.
+
+    `before` were counted in earlier calls; None is the start of the texts.
+
+    >>> count_real(torch.tensor([[False, True, True], [True, True, True]]), before=torch.tensor([0, 7]))
+    (tensor([[0, 0, 1],
+            [7, 8, 9]]), tensor([ 2, 10]))
+    """
+    real = real.long()
+    before = real.new_zeros(real.shape[0]) if before is None else before.to(real.device)
+    return before[:, None] + real.cumsum(1) - real, before + real.sum(1)
+
+
+def check_cache(cache: SplatFlowCache, num_layers: int, batch_size: int, *, counted: bool) -> None:
     if not isinstance(cache, SplatFlowCache):
         raise TypeError(f"past_key_values is a {type(cache).__name__}, expected a SplatFlowCache")
     if len(cache) != num_layers:
         raise ValueError(f"past_key_values has {len(cache)} layers, the model has {num_layers}")
     if cache.batch_size not in (-1, batch_size):
         raise ValueError(f"past_key_values holds {cache.batch_size} sequences, the inputs have {batch_size}")
+    if counted and cache.num_tokens and cache.num_real_tokens is None:
+        raise ValueError(
+            f"past_key_values holds {cache.num_tokens} tokens that a model without position_bias has read, "
+            "expected a cache that counts them"
+        )
 
 
 def require_no_cache(cache: SplatFlowCache | None, use_cache: bool | None) -> None:
