@@ -30,7 +30,8 @@ def train(arguments: list[str]) -> int:
     """Train a language model on text; --config FILE.toml gives settings, which flags override."""
     import tyro
 
-    from splatflow.training.config import TrainConfig, load_toml
+    from splatflow.training.config import TrainConfig
+    from splatflow.training.run_file import load_toml
     from splatflow.training.trainer import train as run
 
     parser = argparse.ArgumentParser(prog="splatflow train", add_help=False, allow_abbrev=False)
