@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: `@strict` checks types, which that import would turn into strings.
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -12,6 +12,7 @@ from splatflow.nn.splat_attention import GRAINS
 from splatflow.nn.splat_set import require_routing
 from splatflow.nn.super_splats import require_hops
 from splatflow.nn.transforms import require_transform
+from splatflow.presets import preset
 from splatflow.requirements import (
     require_at_least,
     require_even_positions,
@@ -84,6 +85,16 @@ class SplatFlowConfig(PreTrainedConfig):
     bos_token_id: int | None = 256
     eos_token_id: int | list[int] | None = 256
     pad_token_id: int | None = 256
+
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> Self:
+        """The settings of a row of `splatflow.presets.PRESETS`, with `options` beside them and in their place.
+
+        >>> config = SplatFlowConfig.from_preset("hybrid", hidden_size=48, num_splats=7)
+        >>> config.window_size, config.num_splats
+        (32, 7)
+        """
+        return cls(**{**preset(name), **options})
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
