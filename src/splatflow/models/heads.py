@@ -130,9 +130,11 @@ class SplatFlowForSequenceClassification(SplatFlowPreTrainedModel):
                 library concludes it from the first labels given.
             others: arguments of other models, which wrappers pass to every model. None or False, or `TypeError`.
 
-        The rest is as in `SplatFlowModel.forward`.
+        The rest is as in `SplatFlowModel.forward`. Of texts that are padding from end to end the logits say nothing;
+        to find them would hold up a GPU, so they are not refused as texts of no tokens are (`ValueError`).
         """
         require_unset(others)
+        require_tokens(input_ids=input_ids, inputs_embeds=inputs_embeds)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -150,6 +152,13 @@ class SplatFlowForSequenceClassification(SplatFlowPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+def require_tokens(**inputs: Tensor | None) -> None:
+    """Raises ValueError for texts that have no tokens, of which there is nothing to say."""
+    for name, given in inputs.items():
+        if given is not None and given.shape[1] == 0:
+            raise ValueError(f"{name} has shape {list(given.shape)}, expected at least one token in a text")
 
 
 def last_real(hidden_states: Float[Tensor, "B T C"], real: Bool[Tensor, "B T"]) -> Float[Tensor, "B C"]:
