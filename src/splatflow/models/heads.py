@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class SplatFlowForMaskedLM(SplatFlowPreTrainedModel):
     """Token ids, some of them masked, to logits of the token that belongs in each place.
 
-    Splats without a causal mask know the order of tokens by the short convolution alone, so `conv_size=0` makes of a
-    text a bag of tokens. A tokenizer without a mask token, such as that of bytes, is given one by
-    `tokenizer.add_special_tokens({"mask_token": "<|mask|>"})`, and the model `vocab_size=len(tokenizer)`.
+    Splats without a causal mask know the order of tokens by the short convolution, and by a table if there is one
+    (`position_bias`); with `conv_size=0` and no table a text is a bag of tokens. A tokenizer without a mask token, such
+    as that of bytes, is given one by `tokenizer.add_special_tokens({"mask_token": "<|mask|>"})`, and the model
+    `vocab_size=len(tokenizer)`.
 
     Raises ValueError for a causal configuration.
 
