@@ -20,14 +20,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "splatflow"
 LAW = {
     "__init__": {"ops", "nn", "models"},
     "requirements": set(),
+    "presets": {"requirements"},
     "ops": set(),
     "nn": {"requirements", "ops"},
-    "models": {"requirements", "ops", "nn"},
+    "models": {"requirements", "presets", "ops", "nn"},
     "tasks": {"requirements"},
     "diagnostics": {"requirements", "ops", "nn"},
     "training": {"requirements", "ops", "nn", "models", "tasks", "diagnostics"},
     "__main__": {"cli"},
-    "cli": {"__init__", "ops", "nn", "models", "tasks", "diagnostics", "training"},
+    "cli": {"__init__", "presets", "ops", "nn", "models", "tasks", "diagnostics", "training"},
 }
 # another package -> the only rooms that may import it
 GUESTS = {"transformers": {"models", "migration", "training"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def folder(tmp_path_factory) -> Path:
 def test_flags_override_the_file(folder):
     assert len((folder / "run" / "log.jsonl").read_text().splitlines()) == 3  # steps 2 and 3, and the evaluation
     assert '"num_splats": 7' in (folder / "run" / "config.json").read_text()
+
+
+def test_a_preset_comes_after_the_file_and_before_the_flags(folder, capsys):
+    flags = ["--preset", "hybrid", "--model.num-splats", "11", "--output-dir", f"{folder}/hybrid", "--steps", "3"]
+    assert main(["train", "--config", f"{folder}/train.toml", "--seq-len", "61", *flags]) == 0
+    config = json.loads((folder / "hybrid" / "config.json").read_text())
+    # of the file, whose num_splats is 5; of the preset; of the flags
+    assert (config["hidden_size"], config["window_size"], config["num_splats"]) == (32, 32, 11)
+    capsys.readouterr()
+    lines = set()
+    for without in ([], ["--without", "splats"], ["--without", "window"]):
+        assert main(["eval", f"{folder}/hybrid", f"{folder}/text.txt", "--seq-len", "61", *without]) == 0
+        lines.add(capsys.readouterr().out)
+    assert len(lines) == 3
 
 
 def test_the_file_may_leave_out_what_the_flags_give(tmp_path, capsys):
@@ -149,6 +164,11 @@ WRONG_CALLS = {
     "missing held-out text": (["train", "--text", "{folder}/a.txt", "--heldout", "{folder}/none.txt"], "none.txt"),
     "missing settings": (["train", "--config", "{folder}/none.toml"], "none.toml"),
     "wrong settings": (["train", "--config", "{folder}/wrong.toml"], "wrong.toml: steps is 0, expected at least 1"),
+    "unknown preset": (
+        ["train", "--text", "{folder}/a.txt", "--preset", "hybird"],
+        "expected one of 'hybrid', 'lattice'",
+    ),
+    "preset and missing text": (["train", "--text", "{folder}/none.txt", "--preset", "hybrid"], "none.txt"),
     "eval without a model": (["eval", "{folder}/none", "{folder}/a.txt"], "no model in '{folder}/none'"),
     "eval without a text": (["eval", "{folder}/model", "{folder}/none.txt"], "none.txt"),
     "eval on a binary text": (["eval", "{folder}/model", "{folder}/binary.txt"], "binary.txt is binary"),
@@ -190,6 +210,7 @@ def test_a_wrong_call_is_one_line_within_a_second_and_without_transformers(
         ([], "SUBCOMMAND"),
         (["trian"], "trian"),
         (["train"], "--text"),
+        (["train", "--preset", "hybrid"], "--text"),
         (["train", "--text", "a", "--steps", "0"], "steps is 0"),
         (["train", "--text", "a", "--steps", "many"], "many"),
         (["train", "--text", "a", "--precision", "fp8"], "fp8"),

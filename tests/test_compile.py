@@ -27,9 +27,9 @@ hidden_states, tokens = torch.randn(2, 67, 33), torch.randint(257, (2, 37))
 mask = torch.ones_like(tokens).index_fill(1, torch.arange(3), 0)
 
 
-def model(mixer):
+def model(mixer, **options):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_splats": 5, "window_size": 6}
-    model = SplatFlowForCausalLM(SplatFlowConfig(**sizes, mixer=mixer)).eval()
+    model = SplatFlowForCausalLM(SplatFlowConfig(**sizes, mixer=mixer, **options)).eval()
 
     def prompt_and_next_token():
         outputs = model(tokens, attention_mask=mask, use_cache=True)
@@ -56,7 +56,7 @@ functions = {
     "layer": lambda: layer(hidden_states)[0],
     "wider layers": lambda: (wider_layer(hidden_states)[0], two_phases(hidden_states)[0]),
     "two streams": lambda: tuple(cross_layer((hidden_states, hidden_states[:, :19, :14]))[0]),
-    "splat model": model("splat"),
+    "splat model": model("splat", token_bias=True, position_bias=11),
     "softmax model": model("softmax"),
     "bidirectional models": bidirectional_models(),
 }

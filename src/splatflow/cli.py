@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from splatflow import __version__
@@ -27,18 +28,24 @@ def demo(arguments: list[str]) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """Train a language model on text; --config FILE.toml gives settings, which flags override."""
+    """Train a language model on text; --config FILE.toml, then --preset NAME give settings, which flags override."""
     import tyro
 
-    from splatflow.training.config import TrainConfig, load_toml
+    from splatflow.presets import preset
+    from splatflow.training.config import TrainConfig
+    from splatflow.training.run_file import load_toml
     from splatflow.training.trainer import train as run
 
     parser = argparse.ArgumentParser(prog="splatflow train", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    file, flags = parser.parse_known_args(arguments)
+    parser.add_argument("--preset")
+    given, flags = parser.parse_known_args(arguments)
     default = None
-    if file.config is not None:
-        default = load_toml(file.config, TrainConfig, text=tyro.MISSING)  # the flags may name the text
+    if given.config is not None:
+        default = load_toml(given.config, TrainConfig, text=tyro.MISSING)  # the flags may name the text
+    if given.preset is not None:
+        default = default or TrainConfig(text=tyro.MISSING)
+        default = replace(default, model=replace(default.model, **preset(given.preset)))
     config = _parse("train", TrainConfig, flags, default)
     run(config)
     print(f"the model is in {config.output_dir}")

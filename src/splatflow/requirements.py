@@ -46,6 +46,19 @@ def require_no_order(**settings: int | str | None) -> None:
             raise ValueError(f"{name} is {given!r}, expected {off} with causal=False: it needs an order of tokens")
 
 
+def require_no_routing(mixer: str, **biases: int) -> None:
+    """Raises ValueError for a table of biases that is not off (0 or False), with a mixer that has no splats.
+
+    >>> require_no_routing("softmax", token_bias=False, position_bias=7)
+    Traceback (most recent call last):
+    ValueError: position_bias is 7, expected 0 for the mixer 'softmax', which routes nothing
+    """
+    for name, given in biases.items():
+        if given:
+            off = type(given)(0)
+            raise ValueError(f"{name} is {given}, expected {off} for the mixer {mixer!r}, which routes nothing")
+
+
 def require_heads(hidden_size: int, **num_heads: int) -> None:
     """Raises ValueError unless the hidden size can be shared out among the heads."""
     require_integers(1, hidden_size=hidden_size, **num_heads)

@@ -154,6 +154,15 @@ def test_classes_are_read_where_it_is_said(causal):
     assert model(tokens, torch.zeros_like(mask)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("head", ["classes", "causal classes"])
+def test_texts_of_no_tokens_have_no_class(head):
+    model = tiny_model(head)
+    with pytest.raises(ValueError, match=r"input_ids has shape \[2, 0\], expected at least one token"):
+        model(torch.ones(2, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"inputs_embeds has shape \[2, 0, 32\], expected at least one token"):
+        model(inputs_embeds=torch.ones(2, 0, 32), attention_mask=torch.ones(2, 0))
+
+
 @pytest.mark.parametrize(
     ("labels", "problem_type", "loss"),
     [

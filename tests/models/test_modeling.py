@@ -18,7 +18,7 @@ from splatflow.models import (
     SplatFlowConfig,
     SplatFlowForCausalLM,
     SplatFlowModel,
-    modeling_splatflow,
+    block,
 )
 from splatflow.nn import MIXERS
 
@@ -179,7 +179,7 @@ def test_gradient_checkpointing_reaches_the_blocks_of_the_operator(monkeypatch):
 
     monkeypatch.setattr(chunked_module, "BLOCK_ROWS", 512)
     with_blocks = peak_memory(forward_and_backward)
-    monkeypatch.setattr(modeling_splatflow, "checkpointed_blocks", lambda active: nullcontext())
+    monkeypatch.setattr(block, "checkpointed_blocks", lambda active: nullcontext())
     assert with_blocks < 0.9 * peak_memory(forward_and_backward)
 
 

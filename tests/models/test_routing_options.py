@@ -16,7 +16,11 @@ OPTIONS = {
     "grouped": {"routing": "grouped", "num_splats": 64, "splat_top_p": 2, "decay": None},
     "routing bias": {"routing_bias": True, **WINDOW},
     "token bias": {"token_bias": True, **WINDOW},
-    "both, of a lattice": {"routing": "lattice", "num_splats": 9, "token_bias": True, "routing_bias": True},
+    "position bias": {"position_bias": 7, **WINDOW},
+    "all three, of a lattice": {
+        **{"routing": "lattice", "num_splats": 9},
+        **{"token_bias": True, "routing_bias": True, "position_bias": 7},
+    },
     "hops": {"hops": 2, "num_super_splats": 3, **WINDOW},
     "linear": {"transform": "linear", "value_dim": 19, **WINDOW},
     "linear, of a lattice": {
@@ -33,7 +37,11 @@ def tiny_model(**options):
     sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     marks = {"bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
     options = {"num_splats": 5, "initializer_range": 0.3, **options}
-    return SplatFlowForCausalLM(SplatFlowConfig(**sizes, **marks, **options)).eval()
+    model = SplatFlowForCausalLM(SplatFlowConfig(**sizes, **marks, **options)).eval()
+    for layer in model.model.layers:
+        if layer.position_bias is not None:  # 0 at the start
+            torch.nn.init.normal_(layer.position_bias.weight, std=2.0)
+    return model
 
 
 def random_tokens(*shape):
@@ -98,7 +106,9 @@ def test_a_token_bias_needs_the_tokens():
         ({"transform": "cubic"}, "transform is 'cubic', expected one of None, 'linear', 'mlp'"),
         ({"transform": "mlp"}, "transform is 'mlp', expected None or 'linear' if causal"),
         ({"value_dim": 0}, "value_dim is 0"),
-        ({"mixer": "softmax", "token_bias": True}, "token_bias is True.*'softmax'"),
+        ({"mixer": "softmax", "token_bias": True}, "token_bias is True, expected False for the mixer 'softmax'"),
+        ({"mixer": "softmax", "position_bias": 7}, "position_bias is 7, expected 0 for the mixer 'softmax'"),
+        ({"position_bias": -1}, "position_bias is -1, expected at least 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):

@@ -58,12 +58,17 @@ def test_the_busiest_are_kept_in_order():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"token_bias": True, "routing_bias": True, "decay": "splat"}, {"hops": 1}], ids=str
+    "options",
+    [{}, {"token_bias": True, "position_bias": 13, "routing_bias": True, "decay": "splat"}, {"hops": 1}],
+    ids=str,
 )
 def test_a_model_with_fewer_splats_can_be_saved(options, tmp_path):
     torch.manual_seed(3)
     sizes = {"vocab_size": 31, "hidden_size": C, "num_hidden_layers": 2, "num_attention_heads": H, "num_splats": 11}
     model = SplatFlowForCausalLM(SplatFlowConfig(**sizes, **options, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+    for layer in model.model.layers:
+        if layer.position_bias is not None:  # 0 at the start
+            torch.nn.init.normal_(layer.position_bias.weight)
     tokens = torch.randint(31, (B, T))
     fewer = keep_splats(model.eval(), 4, tokens)
     assert (model.config.num_splats, fewer.config.num_splats) == (11, 4)

@@ -18,8 +18,9 @@ from splatflow.nn.strategy import (
     Repulsion,
     SplitAndPrune,
 )
-from splatflow.training.config import EvalConfig, GenerateConfig, ModelConfig, Schedule, TrainConfig, load_toml
+from splatflow.training.config import EvalConfig, GenerateConfig, ModelConfig, Schedule, TrainConfig
 from splatflow.training.geometry import GeometryConfig, strategies_of
+from splatflow.training.run_file import load_toml
 
 TOML = """
 text = "notes/"
@@ -56,6 +57,9 @@ decay = "None"
         (ModelConfig, {"num_splats": 0}, "num_splats is 0"),
         (ModelConfig, {"window_size": -1}, "window_size is -1"),
         (ModelConfig, {"conv_size": -1}, "conv_size is -1"),
+        (ModelConfig, {"position_bias": -1}, "position_bias is -1"),
+        (ModelConfig, {"mixer": "softmax", "position_bias": 7}, "position_bias is 7, expected 0 for .*'softmax'"),
+        (ModelConfig, {"mixer": "softmax", "token_bias": True}, "token_bias is True, expected False for .*'softmax'"),
         (ModelConfig, {"intermediate_size": 0}, "intermediate_size is 0"),
         (ModelConfig, {"mixer": "mlp"}, "mixer is 'mlp'.*'splat', 'softmax'"),
         (ModelConfig, {"routing": "random"}, "routing is 'random'.*'mixture'"),
@@ -73,6 +77,11 @@ decay = "None"
         (
             TrainConfig,
             {"model": ModelConfig(token_bias=True), "geometry": GeometryConfig(split_every=9)},
+            "geometry.split_every or first_splats is set with a bias",
+        ),
+        (
+            TrainConfig,
+            {"model": ModelConfig(position_bias=7), "geometry": GeometryConfig(first_splats=2, all_awake_by=9)},
             "geometry.split_every or first_splats is set with a bias",
         ),
         (

@@ -23,7 +23,8 @@ class SplatFlowCache(Cache):
     """One mixer state per layer, and the number of tokens they have seen.
 
     A state is a nested tuple of tensors whose first axis is the batch, or None before the first token. A model that is
-    given a cache updates it in place; use `copy.deepcopy` to continue one text in two ways.
+    given a cache updates it in place; use `copy.deepcopy` to continue one text in two ways. `num_real_tokens`, how many
+    tokens of each sequence were no padding, is counted by models that look up places in a text, and else None.
 
     >>> cache = SplatFlowCache(num_layers=2)
     >>> cache.get_seq_length(), cache.nbytes
@@ -35,6 +36,7 @@ class SplatFlowCache(Cache):
         super().__init__(layers=[])
         self.states: list[Any] = [None] * num_layers
         self.num_tokens = 0
+        self.num_real_tokens: Int[Tensor, " B"] | None = None
 
     def __len__(self) -> int:
         return len(self.states)
@@ -42,17 +44,20 @@ class SplatFlowCache(Cache):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_layers={len(self)}, num_tokens={self.num_tokens}, nbytes={self.nbytes})"
 
-    def advance(self, states: Sequence[Any], num_new_tokens: int) -> None:
-        """Replace the state of every layer by the one after `num_new_tokens` more tokens."""
-        self.states = list(states)
+    def advance(
+        self, states: Sequence[Any], num_new_tokens: int, num_real_tokens: Int[Tensor, " B"] | None = None
+    ) -> None:
+        """Replace the state of every layer, and the count if there is one, by those after `num_new_tokens` more."""
+        self.states, self.num_real_tokens = list(states), num_real_tokens
         self.num_tokens += num_new_tokens
 
     def tensors(self) -> list[Tensor]:
-        return [leaf for leaf in tree_leaves(self.states) if isinstance(leaf, torch.Tensor)]
+        leaves = tree_leaves((self.states, self.num_real_tokens))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the states keep alive: a view counts with the whole of what it looks into."""
+        """Bytes of memory that the cache keeps alive: a view counts with the whole of what it looks into."""
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in self.tensors()}
         return sum(storage.nbytes() for storage in storages.values())
 
@@ -87,7 +92,7 @@ class SplatFlowCache(Cache):
     def reset(self) -> None:
         """Back to the start of a sequence."""
         self.states = [None] * len(self)
-        self.num_tokens = 0
+        self.num_tokens, self.num_real_tokens = 0, None
 
     def reorder_cache(self, beam_idx: Int[Tensor, " beams"]) -> None:
         """Let sequence i go on from what was sequence `beam_idx[i]`."""
@@ -102,7 +107,8 @@ class SplatFlowCache(Cache):
         self._map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.states = tree_map_only(torch.Tensor, function, self.states)
+        remembered = (self.states, self.num_real_tokens)
+        self.states, self.num_real_tokens = tree_map_only(torch.Tensor, function, remembered)
 
 
 class StatefulGenerationMixin(GenerationMixin):

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: `@strict` checks types, which that import would turn into strings.
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -12,11 +12,13 @@ from splatflow.nn.splat_attention import GRAINS
 from splatflow.nn.splat_set import require_routing
 from splatflow.nn.super_splats import require_hops
 from splatflow.nn.transforms import require_transform
+from splatflow.presets import preset
 from splatflow.requirements import (
     require_at_least,
     require_even_positions,
     require_heads,
     require_no_order,
+    require_no_routing,
     require_one_of,
 )
 
@@ -33,9 +35,10 @@ class SplatFlowConfig(PreTrainedConfig):
 
     Sizes count numbers or tokens. `intermediate_size=None` stands for 8/3 of `hidden_size`, rounded up to a multiple
     of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
-    `splat_top_p` is a mixer's `top_p`, which is another thing where texts are generated;
-    `position_dim=None` lets the mixer choose the width of the space of the splats. The default vocabulary is the 256
-    bytes and one mark, 256, which begins, ends and pads a text.
+    `position_bias` is the number of rows of a table that says which splats tokens prefer by their place in the text (0:
+    no table), the first of which comes again behind the last; `splat_top_p` is a mixer's `top_p`, which is another
+    thing where texts are generated; `position_dim=None` lets the mixer choose the width of the space of the splats. The
+    default vocabulary is the 256 bytes and one mark, 256, which begins, ends and pads a text.
 
     Raises:
         StrictDataclassError: at construction, naming the argument and what was given, for a value of the wrong type, a
@@ -62,6 +65,7 @@ class SplatFlowConfig(PreTrainedConfig):
     splat_top_p: int | None = None
     routing_bias: bool = False
     token_bias: bool = False
+    position_bias: int = 0
     hops: int = 0
     num_super_splats: int | None = None
     transform: str | None = None
@@ -82,6 +86,16 @@ class SplatFlowConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 256
     pad_token_id: int | None = 256
 
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> Self:
+        """The settings of a row of `splatflow.presets.PRESETS`, with `options` beside them and in their place.
+
+        >>> config = SplatFlowConfig.from_preset("hybrid", hidden_size=48, num_splats=7)
+        >>> config.window_size, config.num_splats
+        (32, 7)
+        """
+        return cls(**{**preset(name), **options})
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None:
             self.intermediate_size = round_up(8 * self.hidden_size, 3 * 16) // 3
@@ -98,7 +112,7 @@ class SplatFlowConfig(PreTrainedConfig):
             intermediate_size=self.intermediate_size,
             num_splats=self.num_splats,
         )
-        require_at_least(0, window_size=self.window_size, conv_size=self.conv_size)
+        require_at_least(0, window_size=self.window_size, conv_size=self.conv_size, position_bias=self.position_bias)
         require_one_of(MIXERS, mixer=self.mixer)
         require_one_of(GRAINS, decay=self.decay)
         for name in ("position_dim", "value_dim"):
@@ -110,8 +124,8 @@ class SplatFlowConfig(PreTrainedConfig):
         require_transform(self.transform, self.causal)
         if self.window_size or self.mixer == "softmax":
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
-        if self.token_bias and self.mixer != "splat":
-            raise ValueError(f"token_bias is True, expected False for the mixer {self.mixer!r}, which routes nothing")
+        if self.mixer != "splat":
+            require_no_routing(self.mixer, token_bias=self.token_bias, position_bias=self.position_bias)
         if not self.causal:
             require_no_order(window_size=self.window_size, decay=self.decay)
         for name in ("norm_eps", "initializer_range"):

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class SplatFlowForMaskedLM(SplatFlowPreTrainedModel):
     """Token ids, some of them masked, to logits of the token that belongs in each place.
 
-    Splats without a causal mask know the order of tokens by the short convolution alone, so `conv_size=0` makes of a
-    text a bag of tokens. A tokenizer without a mask token, such as that of bytes, is given one by
-    `tokenizer.add_special_tokens({"mask_token": "<|mask|>"})`, and the model `vocab_size=len(tokenizer)`.
+    Splats without a causal mask know the order of tokens by the short convolution, and by a table if there is one
+    (`position_bias`); with `conv_size=0` and no table a text is a bag of tokens. A tokenizer without a mask token, such
+    as that of bytes, is given one by `tokenizer.add_special_tokens({"mask_token": "<|mask|>"})`, and the model
+    `vocab_size=len(tokenizer)`.
 
     Raises ValueError for a causal configuration.
 
@@ -130,9 +131,11 @@ class SplatFlowForSequenceClassification(SplatFlowPreTrainedModel):
                 library concludes it from the first labels given.
             others: arguments of other models, which wrappers pass to every model. None or False, or `TypeError`.
 
-        The rest is as in `SplatFlowModel.forward`.
+        The rest is as in `SplatFlowModel.forward`. Of texts that are padding from end to end the logits say nothing;
+        to find them would hold up a GPU, so they are not refused as texts of no tokens are (`ValueError`).
         """
         require_unset(others)
+        require_tokens(input_ids=input_ids, inputs_embeds=inputs_embeds)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -150,6 +153,13 @@ class SplatFlowForSequenceClassification(SplatFlowPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+def require_tokens(**inputs: Tensor | None) -> None:
+    """Raises ValueError for texts that have no tokens, of which there is nothing to say."""
+    for name, given in inputs.items():
+        if given is not None and given.shape[1] == 0:
+            raise ValueError(f"{name} has shape {list(given.shape)}, expected at least one token in a text")
 
 
 def last_real(hidden_states: Float[Tensor, "B T C"], real: Bool[Tensor, "B T"]) -> Float[Tensor, "B C"]:

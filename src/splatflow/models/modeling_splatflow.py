@@ -1,69 +1,24 @@
-"""The language model: embeddings, blocks of a mixer and a SwiGLU, a final norm, and a head tied to the embeddings.
-
-    hidden = hidden + mixer(norm(hidden));  hidden = hidden + mlp(norm(hidden))
-
-The mixer, a row of `splatflow.nn.MIXERS`, is the only place where tokens meet.
-"""
+"""The language model: embeddings, blocks, a final norm, and a head tied to the embeddings."""
 
 # B batch, T new token, S any token so far, C hidden channel, V vocabulary
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from splatflow.nn import MIXERS, SplatAttention, SwiGLU
-from splatflow.ops import checkpointed_blocks
-
+from .block import PositionBias, SplatFlowBlock
 from .cache import SplatFlowCache, StatefulGenerationMixin
 from .configuration_splatflow import SplatFlowConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
-
-
-class SplatFlowBlock(GradientCheckpointingLayer):
-    """A mixer and a SwiGLU, each behind an RMS norm and beside a residual path."""
-
-    def __init__(self, config: SplatFlowConfig) -> None:
-        super().__init__()
-        assert config.intermediate_size is not None, "the configuration fills it in"
-        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mixer = build_mixer(config)
-        self.num_heads = config.num_attention_heads
-        # which splats each token of the vocabulary prefers, whatever its hidden state
-        self.token_bias = None
-        if config.token_bias:
-            self.token_bias = nn.Embedding(config.vocab_size, self.num_heads * num_biases_of(self.mixer))
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
-
-    def forward(
-        self,
-        hidden_states: Float[Tensor, "B T C"],
-        attention_mask: Bool[Tensor, "B T"] | None,
-        state: Any,
-        input_ids: Int[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T C"], Any]:
-        options = {}
-        if self.token_bias is not None:
-            if input_ids is None:
-                raise ValueError("inputs_embeds given, expected input_ids, by which token_bias looks up its table")
-            options["token_bias"] = self.token_bias(input_ids).unflatten(-1, (self.num_heads, -1))
-        # a block that is computed again in the backward pass keeps as little as it can while it is
-        with checkpointed_blocks(self.gradient_checkpointing and self.training):
-            mixed, state = self.mixer(
-                self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state, **options
-            )
-        hidden_states = hidden_states + mixed
-        return hidden_states + self.mlp(self.mlp_norm(hidden_states)), state
 
 
 class SplatFlowPreTrainedModel(PreTrainedModel):
@@ -76,7 +31,7 @@ class SplatFlowPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, PositionBias):
             super()._init_weights(module)
         elif hasattr(module, "reset_parameters"):
             reset_missing_parameters(module)
@@ -135,23 +90,28 @@ class SplatFlowModel(SplatFlowPreTrainedModel):
         if past_key_values is None:
             past_key_values = SplatFlowCache(len(self.layers)) if use_cache else None
         else:
-            check_cache(past_key_values, len(self.layers), batch_size)
+            check_cache(past_key_values, len(self.layers), batch_size, counted=self.config.position_bias > 0)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
         token_mask = mask_of_new_tokens(attention_mask, batch_size, seq_len)
+        places = num_real_tokens = None
+        if self.config.position_bias:
+            before = None if past_key_values is None else past_key_values.num_real_tokens
+            real = token_mask if token_mask is not None else torch.ones_like(hidden_states[..., 0], dtype=torch.bool)
+            places, num_real_tokens = count_real(real, before)
         states = [None] * len(self.layers) if past_key_values is None else past_key_values.states
         new_states, all_hidden_states = [], []
         for layer, state in zip(self.layers, states, strict=True):
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-            hidden_states, new_state = layer(hidden_states, token_mask, state, input_ids)
+            hidden_states, new_state = layer(hidden_states, token_mask, state, input_ids, places)
             new_states.append(new_state)
         hidden_states = self.norm(hidden_states)
 
         # All layers at once, after the last: an error on the way leaves the cache as it was.
         if past_key_values is not None:
-            past_key_values.advance(new_states, seq_len)
+            past_key_values.advance(new_states, seq_len, num_real_tokens)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values,
@@ -224,27 +184,9 @@ class SplatFlowForCausalLM(StatefulGenerationMixin, SplatFlowPreTrainedModel):
         )
 
 
-def build_mixer(config: SplatFlowConfig) -> nn.Module:
-    """The mixer that `config.mixer` names, given those options of the configuration that its constructor names."""
-    mixer_class = MIXERS[config.mixer]
-    names = {"top_p": "splat_top_p"}  # the library has a top_p of its own
-    options = {
-        name: getattr(config, names.get(name, name))
-        for name in inspect.signature(mixer_class).parameters
-        if hasattr(config, names.get(name, name)) and name != "hidden_size"
-    }
-    return mixer_class(config.hidden_size, config.num_attention_heads, **options)
-
-
-def num_biases_of(mixer: nn.Module) -> int:
-    assert isinstance(mixer, SplatAttention), "the configuration has checked it"
-    return mixer.num_biases
-
-
 def mask_of_new_tokens(attention_mask: Tensor | None, batch_size: int, seq_len: int) -> Bool[Tensor, "B T"] | None:
     """The last `seq_len` columns of a mask [B, S] as booleans.
 
-    >>> import torch
     >>> mask_of_new_tokens(torch.tensor([[0, 1, 1]]), batch_size=1, seq_len=2)
     tensor([[True, True]])
     """
@@ -256,13 +198,34 @@ def mask_of_new_tokens(attention_mask: Tensor | None, batch_size: int, seq_len: 
     return attention_mask[:, shape[1] - seq_len :].bool()
 
 
-def check_cache(cache: SplatFlowCache, num_layers: int, batch_size: int) -> None:
+def count_real(
+    real: Bool[Tensor, "B T"], before: Int[Tensor, " B"] | None = None
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    """How many real tokens of its own text come before each token, and how many there are after the last.
+
+    `before` were counted in earlier calls; None is the start of the texts.
+
+    >>> count_real(torch.tensor([[False, True, True], [True, True, True]]), before=torch.tensor([0, 7]))
+    (tensor([[0, 0, 1],
+            [7, 8, 9]]), tensor([ 2, 10]))
+    """
+    real = real.long()
+    before = real.new_zeros(real.shape[0]) if before is None else before.to(real.device)
+    return before[:, None] + real.cumsum(1) - real, before + real.sum(1)
+
+
+def check_cache(cache: SplatFlowCache, num_layers: int, batch_size: int, *, counted: bool) -> None:
     if not isinstance(cache, SplatFlowCache):
         raise TypeError(f"past_key_values is a {type(cache).__name__}, expected a SplatFlowCache")
     if len(cache) != num_layers:
         raise ValueError(f"past_key_values has {len(cache)} layers, the model has {num_layers}")
     if cache.batch_size not in (-1, batch_size):
         raise ValueError(f"past_key_values holds {cache.batch_size} sequences, the inputs have {batch_size}")
+    if counted and cache.num_tokens and cache.num_real_tokens is None:
+        raise ValueError(
+            f"past_key_values holds {cache.num_tokens} tokens that a model without position_bias has read, "
+            "expected a cache that counts them"
+        )
 
 
 def require_no_cache(cache: SplatFlowCache | None, use_cache: bool | None) -> None:

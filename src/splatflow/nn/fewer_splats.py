@@ -47,7 +47,7 @@ def keep_splats(model: Model, num_splats: int, batch: Batch) -> Model:
     model = deepcopy(model)
     for name, layer in splat_layers(model).items():
         kept = shares[name].argsort(dim=-1, descending=True, stable=True)[:, :num_splats]
-        _cut_table(model.get_submodule(name.rpartition(".")[0]), kept, layer.num_splats)
+        _cut_tables(model.get_submodule(name.rpartition(".")[0]), kept, layer.num_splats)
         _cut_layer(layer, kept)
         config = getattr(model, "config", None)
         if config is not None:
@@ -104,12 +104,13 @@ def _cut_layer(layer: SplatAttention, kept: Int[Tensor, "H K"]) -> None:
             linear.out_features = linear.weight.shape[0]
 
 
-def _cut_table(block: nn.Module, kept: Int[Tensor, "H K"], num_splats: int) -> None:
-    """The table of biases that a block may hold for its layer, `token_bias` in the models of this package."""
-    table = getattr(block, "token_bias", None)
-    if isinstance(table, nn.Embedding):
-        _put(table.weight, table.weight[:, _rows(kept, num_splats)])
-        table.embedding_dim = table.weight.shape[1]
+def _cut_tables(block: nn.Module, kept: Int[Tensor, "H K"], num_splats: int) -> None:
+    """The tables of biases that a block may hold for its layer, as in the models of this package."""
+    for name in ("token_bias", "position_bias"):
+        table = getattr(block, name, None)
+        if isinstance(table, nn.Embedding):
+            _put(table.weight, table.weight[:, _rows(kept, num_splats)])
+            table.embedding_dim = table.weight.shape[1]
 
 
 def _rows(kept: Int[Tensor, "H K"], num_splats: int) -> Int[Tensor, " HK"]:

@@ -2,7 +2,7 @@
 
     TrainConfig(text="notes/", steps=500, model=ModelConfig(num_splats=32))
 
-    text = "notes/"             # run.toml, for load_toml("run.toml", TrainConfig)
+    text = "notes/"             # run.toml, which `run_file.py` reads
     steps = 500
     [model]
     num_splats = 32
@@ -16,12 +16,8 @@ anything slow is begun.
 from __future__ import annotations
 
 import math
-import tomllib
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from inspect import formatannotation
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, arg
 
@@ -31,10 +27,14 @@ from splatflow.nn.splat_attention import GRAINS, Grain
 from splatflow.nn.splat_set import require_routing
 from splatflow.nn.super_splats import require_hops
 from splatflow.nn.transforms import require_transform
-from splatflow.requirements import require_at_least, require_even_positions, require_heads, require_one_of
+from splatflow.requirements import (
+    require_at_least,
+    require_even_positions,
+    require_heads,
+    require_no_routing,
+    require_one_of,
+)
 from splatflow.training.geometry import GeometryConfig, require_movable
-
-Config = TypeVar("Config")
 
 # The schedules of transformers that need no further numbers.
 Schedule = Literal[
@@ -67,6 +67,8 @@ class ModelConfig:
     """Learn from each token which splats it prefers."""
     token_bias: bool = False
     """Learn a table of the splats that each token of the vocabulary prefers."""
+    position_bias: int = 0
+    """Rows of a learned table of the splats that each place in a text prefers, and again from its start; 0 is none."""
     hops: int = 0
     """How often what a splat holds goes on to others, by way of super-splats."""
     num_super_splats: int | None = None
@@ -95,7 +97,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_heads(self.hidden_size, num_heads=self.num_heads)
         require_at_least(1, num_layers=self.num_layers, num_splats=self.num_splats)
-        require_at_least(0, window_size=self.window_size, conv_size=self.conv_size)
+        require_at_least(0, window_size=self.window_size, conv_size=self.conv_size, position_bias=self.position_bias)
         if self.intermediate_size is not None:
             require_at_least(1, intermediate_size=self.intermediate_size)
         require_one_of(MIXERS, mixer=self.mixer)
@@ -104,6 +106,8 @@ class ModelConfig:
         require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
         require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
         require_transform(self.transform, causal=True)
+        if self.mixer != "splat":
+            require_no_routing(self.mixer, token_bias=self.token_bias, position_bias=self.position_bias)
         if self.window_size or self.mixer == "softmax":
             require_even_positions(head_dim if self.mixer == "softmax" else self.position_dim or head_dim)
 
@@ -240,57 +244,3 @@ def _require_text(config: object, *names: str) -> None:
 def _require_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}, expected 0 to {2**32 - 1}")
-
-
-def load_toml(path: str | Path, config_class: type[Config], **defaults: Any) -> Config:
-    """A configuration of `config_class` read from a TOML file; a table stands for a configuration inside it.
-
-    TOML has no word for None: write "None", as on the command line. `defaults` stand for fields that the file leaves
-    out.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: naming the file and the key: it is no TOML, a key is unknown or missing, a value has the wrong type
-            or makes no sense.
-    """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return _from_table(config_class, table, defaults)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _from_table(
-    config_class: type[Config], table: dict[str, Any], defaults: dict[str, Any], prefix: str = ""
-) -> Config:
-    hints = get_type_hints(config_class)
-    for key in table:
-        if key not in hints:
-            raise ValueError(f"{prefix}{key} is unknown, expected one of {', '.join(hints)}")
-    values = defaults | {key: _converted(value, hints[key], prefix + key) for key, value in table.items()}
-    for part in fields(config_class):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
-        if part.name not in values and part.default is MISSING and part.default_factory is MISSING:
-            raise ValueError(f"{prefix}{part.name} is missing, expected {formatannotation(hints[part.name], __name__)}")
-    try:
-        return config_class(**values)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from error
-
-
-def _converted(value: Any, hint: Any, name: str) -> Any:
-    """What TOML can say, `value`, as the type `hint`: lists become tuples, integers floats, tables configurations."""
-    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value == "None" and NoneType in alternatives:
-        return None
-    for alternative in alternatives:
-        if isinstance(value, dict) and isinstance(alternative, type) and is_dataclass(alternative):
-            return _from_table(alternative, value, {}, prefix=f"{name}.")
-        if get_origin(alternative) is Literal and value in get_args(alternative):
-            return value
-        if get_origin(alternative) is tuple and isinstance(value, list):
-            return tuple(_converted(item, get_args(alternative)[0], f"{name}[{i}]") for i, item in enumerate(value))
-        if alternative is float and type(value) is int:
-            return float(value)
-        if type(value) is alternative:  # not isinstance: true is no number
-            return value
-    raise ValueError(f"{name} is {value!r}, expected {formatannotation(hint, __name__)}")

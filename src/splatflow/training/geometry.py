@@ -65,7 +65,7 @@ def require_movable(geometry: GeometryConfig, model: ModelConfig) -> None:
     if geometry != GeometryConfig() and model.routing == "lattice":
         raise ValueError("geometry is set with model.routing 'lattice', expected splats that lie free")
     moves = geometry.split_every or geometry.first_splats
-    if moves and (model.routing_bias or model.token_bias):
+    if moves and (model.routing_bias or model.token_bias or model.position_bias):
         raise ValueError("geometry.split_every or first_splats is set with a bias, which splats cannot exchange")
     if geometry.first_splats > model.num_splats:
         first, all_splats = geometry.first_splats, model.num_splats
