@@ -7,11 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from splatflow.ops import ROUTINGS, SplatState, Transform, splat_attention
-from splatflow.ops.splats import inner_dtype
 from splatflow.requirements import (
     require_even_positions,
     require_heads,
@@ -21,6 +19,14 @@ from splatflow.requirements import (
 )
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
+from .factors import (
+    biases_of,
+    log_decay_of,
+    start_nearly_open,
+    start_with_half_lives,
+    start_without_preferences,
+    write_gate_of,
+)
 from .splat_set import SplatSet
 from .super_splats import SuperSplats, mixing_of, require_hops
 from .transforms import ContentMLP, ContentTransform, in_two_phases, require_transform
@@ -154,16 +160,12 @@ class SplatAttention(SplatSet):
     def reset_parameters(self) -> None:
         """Initial values of this layer's own parameters (its submodules know theirs)."""
         self.reset_splats()
-        if self.routing_bias_proj is not None:  # no preferences
-            nn.init.zeros_(self.routing_bias_proj.weight)
-            nn.init.zeros_(self.routing_bias_proj.bias)
-        if self.decay_proj is not None:  # half-lives from 5 to 280 tokens
-            nn.init.normal_(self.decay_proj.weight, std=0.02)
-            heads = torch.linspace(2.0, 6.0, self.num_heads)
-            self.decay_proj.bias.copy_(heads.repeat_interleave(self.decay_proj.out_features // self.num_heads))
-        if self.write_gate_proj is not None:  # nearly open
-            nn.init.normal_(self.write_gate_proj.weight, std=0.02)
-            nn.init.constant_(self.write_gate_proj.bias, 2.0)
+        if self.routing_bias_proj is not None:
+            start_without_preferences(self.routing_bias_proj)
+        if self.decay_proj is not None:
+            start_with_half_lives(self.decay_proj, self.num_heads)
+        if self.write_gate_proj is not None:
+            start_nearly_open(self.write_gate_proj)
         if self.listen is not None and self.say is not None:  # nothing is said yet
             nn.init.normal_(self.listen, std=self.value_dim**-0.5)
             nn.init.zeros_(self.say)
@@ -198,9 +200,11 @@ class SplatAttention(SplatSet):
         if state is None:
             state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None)
         send_positions, receive_positions, values, convolution = self.projections(hidden_states, state.convolution)
-        send_bias, receive_bias = self._biases(hidden_states, token_bias)
-        factors = self._log_decay(hidden_states), self._write_gate(hidden_states)
-        leaving = WindowState(send_positions, values, real, *factors, send_bias)
+        heads = self.num_heads
+        send_bias, receive_bias = biases_of(hidden_states, self.routing_bias_proj, heads, token_bias)
+        log_decay = log_decay_of(hidden_states, self.decay_proj, heads, per_splat=self.decay == "splat")
+        write_gate = write_gate_of(hidden_states, self.write_gate_proj, heads, per_splat=self.top_p is None)
+        leaving = WindowState(send_positions, values, real, log_decay, write_gate, send_bias)
 
         near, window = None, None
         if self.window_log_scale is not None:
@@ -253,30 +257,6 @@ class SplatAttention(SplatSet):
         contents = SplatState._make([mass, (*mass, head_dim)])
         convolution = self.projections.shape_of_state(batch)
         return SplatAttentionState._make([contents, window if self.window_size else None, convolution])
-
-    def _log_decay(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
-        if self.decay_proj is None:
-            return None
-        log_decay = F.logsigmoid(self.decay_proj(hidden_states).to(inner_dtype(hidden_states.dtype)))
-        return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if self.decay == "splat" else log_decay
-
-    def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
-        if self.write_gate_proj is None:
-            return None
-        gate = self.write_gate_proj(hidden_states).to(inner_dtype(hidden_states.dtype)).sigmoid()
-        return gate.unflatten(-1, (self.num_heads, -1)) if self.top_p is None else gate
-
-    def _biases(
-        self, hidden_states: Float[Tensor, "B T C"], token_bias: Float[Tensor, "B T H R"] | None
-    ) -> tuple[Float[Tensor, "B T H R"] | None, Float[Tensor, "B T H R"] | None]:
-        """What is added to the log-affinities of sending and of receiving."""
-        if self.routing_bias_proj is None:
-            return token_bias, token_bias
-        preferences = self.routing_bias_proj(hidden_states).unflatten(-1, (2, self.num_heads, -1))
-        send_bias, receive_bias = preferences.unbind(2)
-        if token_bias is None:
-            return send_bias, receive_bias
-        return send_bias + token_bias, receive_bias + token_bias
 
     def _combine(
         self,
