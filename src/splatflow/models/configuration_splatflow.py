@@ -65,6 +65,7 @@ class SplatFlowConfig(PreTrainedConfig):
     hops: int = 0
     num_super_splats: int | None = None
     transform: str | None = None
+    lag: int = 64
     decay: str | None = "head"
     write_gate: bool = False
     conv_size: int = 4
@@ -97,6 +98,7 @@ class SplatFlowConfig(PreTrainedConfig):
             num_hidden_layers=self.num_hidden_layers,
             intermediate_size=self.intermediate_size,
             num_splats=self.num_splats,
+            lag=self.lag,
         )
         require_at_least(0, window_size=self.window_size, conv_size=self.conv_size)
         require_one_of(MIXERS, mixer=self.mixer)
