@@ -33,7 +33,8 @@ class SplatFlowConfig(PreTrainedConfig):
 
     Sizes count numbers or tokens. `intermediate_size=None` stands for 8/3 of `hidden_size`, rounded up to a multiple
     of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
-    `splat_top_p` is a mixer's `top_p`, which is another thing where texts are generated;
+    `splat_top_p` is a mixer's `top_p`, which is another thing where texts are generated; `lag` is the length of a chunk
+    of tokens, for `transform="lagged"`;
     `position_dim=None` lets the mixer choose the width of the space of the splats. The default vocabulary is the 256
     bytes and one mark, 256, which begins, ends and pads a text.
 
