@@ -22,6 +22,7 @@ splats = Splats(torch.randn(3, 11, 5), torch.zeros(3, 11), torch.zeros(3, 11))
 cross_layer = SplatCrossAttention((33, 14), 3, 7, write_gate=True, conv_size=4)
 layer = SplatAttention(33, 3, 7, position_dim=6, window_size=5, conv_size=4, decay="splat", write_gate=True)
 wider_layer = SplatAttention(33, 3, 7, transform="linear", hops=2)
+lagged = SplatAttention(33, 3, 7, transform="lagged", lag=16, position_dim=6, window_size=5, decay="splat")
 two_phases = SplatAttention(33, 3, 7, transform="mlp", causal=False)
 hidden_states, tokens = torch.randn(2, 67, 33), torch.randint(257, (2, 37))
 mask = torch.ones_like(tokens).index_fill(1, torch.arange(3), 0)
@@ -54,7 +55,7 @@ functions = {
     "causal": lambda: splat_attention(positions, positions, values, splats, log_decay=-values[..., 0].abs())[0],
     "bidirectional": lambda: splat_attention(positions, positions, values, splats, causal=False)[0],
     "layer": lambda: layer(hidden_states)[0],
-    "wider layers": lambda: (wider_layer(hidden_states)[0], two_phases(hidden_states)[0]),
+    "wider layers": lambda: tuple(layer(hidden_states)[0] for layer in (wider_layer, two_phases, lagged)),
     "two streams": lambda: tuple(cross_layer((hidden_states, hidden_states[:, :19, :14]))[0]),
     "splat model": model("splat", token_bias=True, position_bias=11),
     "softmax model": model("softmax"),

@@ -110,6 +110,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "splats, place table": Contestant(_PLAIN, table="place"),
     "splats, window": Contestant(_window_beside),
     "splats, linear transform": Contestant(partial(_splats, SplatAttention, transform="linear")),
+    "splats, lagged MLP": Contestant(partial(_splats, SplatAttention, transform="lagged", lag=16)),
     "splats, one hop": Contestant(partial(_splats, SplatAttention, hops=1)),
     "splats, two hops": Contestant(partial(_splats, SplatAttention, hops=2)),
     "splats, wide values": Contestant(_wide_values),

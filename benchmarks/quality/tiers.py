@@ -11,7 +11,7 @@ FEATURES = (
     *("splats, compact", "splats, write gate", "splats, routing bias", "splats, window", "splats, linear transform"),
     *("splats, one hop", "splats, wide values", "splats, half kept", "splats, k-means start", "splats, overlap loss"),
     *("splats, minimum distance", "splats, repulsion", "splats, split and prune", "splats, curriculum"),
-    *("splats, token table", "splats, place table", "splats, two hops", MANY, "splats, top 4"),
+    *("splats, lagged MLP", "splats, token table", "splats, place table", "splats, two hops", MANY, "splats, top 4"),
 )
 EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name and name not in FEATURES)
 # the strongest of those whose state does not grow, and what they have to be seen beside

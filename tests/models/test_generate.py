@@ -55,7 +55,18 @@ def test_greedy_with_the_cache_equals_without_on_fifty_prompts(mixer, window_siz
 @every_mixer
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_left_padding_changes_nothing(mixer, num_beams):
-    model = tiny_model(mixer, window_size=5)
+    left_padding_changes_nothing(tiny_model(mixer, window_size=5), num_beams)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_left_padding_changes_nothing_where_each_sequence_is_at_another_place_of_its_chunk(num_beams):
+    model = tiny_model("splat", transform="lagged", lag=3)
+    for block in model.model.layers:
+        torch.nn.init.normal_(block.mixer.content_mlp.mlp.down_proj.weight)
+    left_padding_changes_nothing(model, num_beams)
+
+
+def left_padding_changes_nothing(model: SplatFlowForCausalLM, num_beams: int) -> None:
     prompts = [random_tokens(1, length, seed=length) for length in (2, 9, 13)]
     options = {"max_new_tokens": 11, "do_sample": False, "num_beams": num_beams}
     tokens, mask = left_padded(prompts)

@@ -1,5 +1,7 @@
 """A model with each way to route: its memory, its gradients, its folder; each option changes what it should."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -27,6 +29,11 @@ OPTIONS = {
         **{"routing": "lattice", "num_splats": 9, "splat_top_p": 2, "decay": None},
         "transform": "linear",
     },
+    "lagged": {"transform": "lagged", "lag": 3, **WINDOW},
+    "lagged, of a lattice": {
+        **{"routing": "lattice", "num_splats": 9, "splat_top_p": 2, "decay": None},
+        **{"transform": "lagged", "lag": 3},
+    },
     "wide": {"value_dim": 19, "position_dim": 10, "head_norm": True},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -38,9 +45,10 @@ def tiny_model(**options):
     marks = {"bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
     options = {"num_splats": 5, "initializer_range": 0.3, **options}
     model = SplatFlowForCausalLM(SplatFlowConfig(**sizes, **marks, **options)).eval()
-    for layer in model.model.layers:
-        if layer.position_bias is not None:  # 0 at the start
-            torch.nn.init.normal_(layer.position_bias.weight, std=2.0)
+    at_first_zero = ("position_bias.weight", ".say", "content_mlp.mlp.down_proj.weight")
+    for name, parameter in model.named_parameters():
+        if name.endswith(at_first_zero):  # and then nothing is heard of it
+            torch.nn.init.normal_(parameter, std=2.0 if "bias" in name else 1.0)
     return model
 
 
@@ -68,11 +76,28 @@ def test_generates_what_it_would_say_without_a_memory(options):
 
 
 @every_option
+@torch.no_grad()
+def test_a_cache_goes_on_with_other_sequences_and_does_not_grow(options):
+    model, tokens = tiny_model(**options), random_tokens(3, SEQ_LEN)
+    mask = torch.arange(SEQ_LEN) >= torch.tensor([[0], [5], [7]])
+    cache = model(tokens, mask, use_cache=True).past_key_values
+    size = cache.nbytes
+
+    def next_logits():
+        return model(random_tokens(1, 4).expand(3, -1), past_key_values=deepcopy(cache)).logits
+
+    before = next_logits()
+    cache.reorder_cache(torch.tensor([2, 0, 1]))
+    torch.testing.assert_close(next_logits(), before[[2, 0, 1]])
+    assert (next_logits() - before).abs().amax((1, 2)).min() > 1e-3
+    for _ in range(3):
+        model(tokens, past_key_values=cache)
+    assert cache.nbytes == size
+
+
+@every_option
 def test_every_parameter_learns(options):
     model, tokens = tiny_model(**options).train(), random_tokens(3, SEQ_LEN)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".say"):  # 0 at the start, and with it the gradient of what it is multiplied by
-            torch.nn.init.normal_(parameter)
     model(tokens, labels=tokens).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -103,8 +128,9 @@ def test_a_token_bias_needs_the_tokens():
         ({"splat_top_p": 6}, "top_p is 6, expected 1 to the number of splats, 5"),
         ({"routing": "lattice", "num_splats": 9, "hops": 1}, "hops is 1, expected 0 for routing 'lattice'"),
         ({"num_super_splats": 3}, "num_super_splats is 3 with hops=0"),
-        ({"transform": "cubic"}, "transform is 'cubic', expected one of None, 'linear', 'mlp'"),
-        ({"transform": "mlp"}, "transform is 'mlp', expected None or 'linear' if causal"),
+        ({"transform": "cubic"}, "transform is 'cubic', expected one of None, 'linear', 'mlp', 'lagged'"),
+        ({"transform": "mlp"}, "transform is 'mlp', expected None, 'linear' or 'lagged' with causal=True"),
+        ({"transform": "lagged", "lag": 0}, "lag is 0, expected at least 1"),
         ({"value_dim": 0}, "value_dim is 0"),
         ({"mixer": "softmax", "token_bias": True}, "token_bias is True, expected False for the mixer 'softmax'"),
         ({"mixer": "softmax", "position_bias": 7}, "position_bias is 7, expected 0 for the mixer 'softmax'"),

@@ -13,6 +13,7 @@ LAYERS = {
     "nearest": {"top_p": 2, "decay": "head", "write_gate": True},
     "hops": {"hops": 1},
     "linear": {"transform": "linear", "window_size": 4},
+    "lagged": {"transform": "lagged", "lag": 3, "decay": "splat"},
     "as many splats as channels": {"hidden_size": 3 * M, "decay": "splat", "value_skip": True},
 }
 

@@ -47,6 +47,8 @@ LAYERS = {
         "two hops": {"hops": 2, "num_super_splats": 2, "top_p": 3, **EVERYTHING},
         "linear": {"transform": "linear", "decay": "splat", "hops": 1},
         "linear, nearest": {"transform": "linear", "value_dim": 7, "top_p": 2, "window_size": WINDOW},
+        "lagged": {"transform": "lagged", "lag": 5, "decay": "splat", "hops": 1},
+        "lagged, nearest": {"transform": "lagged", "lag": 11, "value_dim": 7, "top_p": 2, **EVERYTHING},
         "wide values": {"value_dim": 19, "head_norm": True, "window_size": WINDOW},
         "value skip": {"value_skip": True, "decay": "head", "window_size": WINDOW, **EXTRAS},
     }.items()

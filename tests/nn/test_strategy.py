@@ -148,6 +148,7 @@ def test_usage_of_a_compiled_model_is_that_of_the_model():
         {"decay": "splat", "write_gate": True, "window_size": 5},
         {"routing": "gaussian", "decay": "head"},
         {"transform": "linear", "hops": 1},
+        {"transform": "lagged", "lag": 3, "decay": "head"},
     ],
 )
 def test_two_halves_do_what_the_whole_did(options):

@@ -17,10 +17,12 @@ def random_tokens():
 
 def layer_of(transform, **options):
     torch.manual_seed(5)
-    return SplatAttention(C, H, M, transform=transform, **options).double()
+    return SplatAttention(C, H, M, transform=transform, lag=5, **options).double()
 
 
-@pytest.mark.parametrize(("transform", "causal"), [("linear", True), ("linear", False), ("mlp", False)])
+@pytest.mark.parametrize(
+    ("transform", "causal"), [("linear", True), ("linear", False), ("mlp", False), ("lagged", True)]
+)
 def test_at_the_start_nothing_is_changed_and_a_step_changes_it(transform, causal):
     tokens = random_tokens()
     layer, plain = layer_of(transform, causal=causal), layer_of(None, causal=causal)
@@ -32,6 +34,15 @@ def test_at_the_start_nothing_is_changed_and_a_step_changes_it(transform, causal
     with torch.no_grad():
         begins -= begins.grad
     assert (layer(tokens)[0] - plain(tokens)[0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("transform", "causal", "others"),
+    [("mlp", True, "None, 'linear' or 'lagged'"), ("lagged", False, "'linear' or 'mlp'")],
+)
+def test_each_mlp_has_its_mask(transform, causal, others):
+    with pytest.raises(ValueError, match=f"transform is '{transform}', expected .*{others} with causal={causal}"):
+        layer_of(transform, causal=causal)
 
 
 @pytest.mark.parametrize("routing", ["mixture", "gaussian"])

@@ -41,6 +41,7 @@ decay = "None"
         (TrainConfig, {"batch_size": 0}, "batch_size is 0, expected at least 1"),
         (TrainConfig, {"accumulation": -3}, "accumulation is -3"),
         (TrainConfig, {"steps": 0}, "steps is 0, expected at least 1"),
+        (ModelConfig, {"lag": 0}, "lag is 0, expected at least 1"),
         (TrainConfig, {"log_every": 0}, "log_every is 0"),
         (TrainConfig, {"eval_every": -1}, "eval_every is -1, expected at least 0"),
         (TrainConfig, {"save_every": -1}, "save_every is -1"),

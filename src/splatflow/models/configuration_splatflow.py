@@ -37,8 +37,9 @@ class SplatFlowConfig(PreTrainedConfig):
     of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
     `position_bias` is the number of rows of a table that says which splats tokens prefer by their place in the text (0:
     no table), the first of which comes again behind the last; `splat_top_p` is a mixer's `top_p`, which is another
-    thing where texts are generated; `position_dim=None` lets the mixer choose the width of the space of the splats. The
-    default vocabulary is the 256 bytes and one mark, 256, which begins, ends and pads a text.
+    thing where texts are generated; `lag` is the length of a chunk of tokens, for `transform="lagged"`;
+    `position_dim=None` lets the mixer choose the width of the space of the splats. The default vocabulary is the 256
+    bytes and one mark, 256, which begins, ends and pads a text.
 
     Raises:
         StrictDataclassError: at construction, naming the argument and what was given, for a value of the wrong type, a
@@ -69,6 +70,7 @@ class SplatFlowConfig(PreTrainedConfig):
     hops: int = 0
     num_super_splats: int | None = None
     transform: str | None = None
+    lag: int = 64
     decay: str | None = "head"
     write_gate: bool = False
     conv_size: int = 4
@@ -111,6 +113,7 @@ class SplatFlowConfig(PreTrainedConfig):
             num_hidden_layers=self.num_hidden_layers,
             intermediate_size=self.intermediate_size,
             num_splats=self.num_splats,
+            lag=self.lag,
         )
         require_at_least(0, window_size=self.window_size, conv_size=self.conv_size, position_bias=self.position_bias)
         require_one_of(MIXERS, mixer=self.mixer)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from splatflow.ops import Lattice, Splats, SplatState, splat_attention
-from splatflow.ops.splats import inner_dtype
 from splatflow.requirements import require_heads, require_integers
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, only_real
+from .factors import start_nearly_open, write_gate_of
 from .splat_set import SplatSet
 
 if TYPE_CHECKING:
@@ -56,16 +56,12 @@ class StreamProjections(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        if self.write_gate_proj is not None:  # nearly open
-            nn.init.normal_(self.write_gate_proj.weight, std=0.02)
-            nn.init.constant_(self.write_gate_proj.bias, 2.0)
+        if self.write_gate_proj is not None:
+            start_nearly_open(self.write_gate_proj)
 
     def forward(self, hidden_states: Float[Tensor, "B T C"], real: Bool[Tensor, "B T"] | None) -> Projected:
         send_positions, receive_positions, values, _ = self.projections(hidden_states)
-        write_gate = None
-        if self.write_gate_proj is not None:
-            logits = self.write_gate_proj(hidden_states).to(inner_dtype(hidden_states.dtype))
-            write_gate = logits.sigmoid().unflatten(-1, (self.num_heads, -1))
+        write_gate = write_gate_of(hidden_states, self.write_gate_proj, self.num_heads, per_splat=True)
         return Projected(send_positions, receive_positions, values, write_gate, real)
 
 

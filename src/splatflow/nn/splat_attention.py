@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from splatflow.ops import ROUTINGS, SplatState, Transform, splat_attention
-from splatflow.ops.splats import inner_dtype
+from splatflow.ops.lagged import LaggedState
+from splatflow.ops.splats import Targets
 from splatflow.requirements import (
     require_even_positions,
     require_heads,
@@ -21,10 +22,18 @@ from splatflow.requirements import (
 )
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
+from .factors import (
+    biases_of,
+    log_decay_of,
+    start_nearly_open,
+    start_with_half_lives,
+    start_without_preferences,
+    write_gate_of,
+)
 from .splat_set import SplatSet
 from .super_splats import SuperSplats, mixing_of, require_hops
-from .transforms import ContentMLP, ContentTransform, in_two_phases, require_transform
-from .window_state import WindowState, each_part, empty_window, hear_window
+from .transforms import ContentMLP, ContentTransform, hear_lagged, in_two_phases, require_transform
+from .window_state import WindowState, hear_window, slide
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -41,6 +50,7 @@ class SplatAttentionState(NamedTuple):
     splats: SplatState
     window: WindowState | None
     convolution: Float[Tensor, "B size-1 C"] | None
+    lagged: LaggedState | None
 
 
 class SplatAttention(SplatSet):
@@ -61,7 +71,9 @@ class SplatAttention(SplatSet):
         hops: how often what a splat holds goes on to others before it is received, by way of super-splats.
         num_super_splats: for each hop, a head; the root of `num_splats` if not given.
         transform: what a splat makes of its content: "linear", a learned map of rank one beside the identity for each
-            splat; "mlp", one MLP for all, if not causal; None, nothing.
+            splat; "mlp", one MLP for all, if not causal; "lagged", that MLP of what splats held before each chunk of
+            tokens, heard beside what they hold, if causal; None, nothing.
+        lag: tokens of such a chunk.
         position_dim: width P of the space in which tokens and splats lie; D if not given.
         tied_positions: a token sends and receives from one place, by one projection.
         decay: None, "head" or "splat": learn from each token how much of what came before is forgotten.
@@ -96,6 +108,7 @@ class SplatAttention(SplatSet):
         hops: int = 0,
         num_super_splats: int | None = None,
         transform: ContentTransform | None = None,
+        lag: int = 64,
         position_dim: int | None = None,
         value_dim: int | None = None,
         tied_positions: bool = False,
@@ -109,7 +122,7 @@ class SplatAttention(SplatSet):
         require_heads(hidden_size, num_heads=num_heads)
         value_dim = hidden_size // num_heads if value_dim is None else value_dim
         position_dim = hidden_size // num_heads if position_dim is None else position_dim
-        require_integers(1, value_dim=value_dim)
+        require_integers(1, value_dim=value_dim, lag=lag)
         require_integers(0, window_size=window_size, conv_size=conv_size)
         require_one_of(GRAINS, decay=decay)
         require_transform(transform, causal)
@@ -141,7 +154,9 @@ class SplatAttention(SplatSet):
         per_splat = (num_heads, num_splats, value_dim)
         self.listen = nn.Parameter(torch.empty(per_splat)) if transform == "linear" else None
         self.say = nn.Parameter(torch.empty(per_splat)) if transform == "linear" else None
-        self.content_mlp = ContentMLP(value_dim, ROUTINGS[routing].running_mean) if transform == "mlp" else None
+        has_mlp = transform in ("mlp", "lagged")
+        self.content_mlp = ContentMLP(value_dim, ROUTINGS[routing].running_mean) if has_mlp else None
+        self.lag = lag if transform == "lagged" else None
         self.memory_gate_proj = nn.Linear(hidden_size, 2 * num_heads) if window_size else None
         self.window_log_scale = nn.Parameter(torch.empty(num_heads)) if window_size else None
         self.value_skip = nn.Parameter(torch.empty(num_heads)) if value_skip else None
@@ -154,16 +169,12 @@ class SplatAttention(SplatSet):
     def reset_parameters(self) -> None:
         """Initial values of this layer's own parameters (its submodules know theirs)."""
         self.reset_splats()
-        if self.routing_bias_proj is not None:  # no preferences
-            nn.init.zeros_(self.routing_bias_proj.weight)
-            nn.init.zeros_(self.routing_bias_proj.bias)
-        if self.decay_proj is not None:  # half-lives from 5 to 280 tokens
-            nn.init.normal_(self.decay_proj.weight, std=0.02)
-            heads = torch.linspace(2.0, 6.0, self.num_heads)
-            self.decay_proj.bias.copy_(heads.repeat_interleave(self.decay_proj.out_features // self.num_heads))
-        if self.write_gate_proj is not None:  # nearly open
-            nn.init.normal_(self.write_gate_proj.weight, std=0.02)
-            nn.init.constant_(self.write_gate_proj.bias, 2.0)
+        if self.routing_bias_proj is not None:
+            start_without_preferences(self.routing_bias_proj)
+        if self.decay_proj is not None:
+            start_with_half_lives(self.decay_proj, self.num_heads)
+        if self.write_gate_proj is not None:
+            start_nearly_open(self.write_gate_proj)
         if self.listen is not None and self.say is not None:  # nothing is said yet
             nn.init.normal_(self.listen, std=self.value_dim**-0.5)
             nn.init.zeros_(self.say)
@@ -196,42 +207,49 @@ class SplatAttention(SplatSet):
             check_layer_state(state, shapes, hidden_states.dtype)
         hidden_states, real = only_real(hidden_states, attention_mask)
         if state is None:
-            state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None)
+            state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None, None)
         send_positions, receive_positions, values, convolution = self.projections(hidden_states, state.convolution)
-        send_bias, receive_bias = self._biases(hidden_states, token_bias)
-        factors = self._log_decay(hidden_states), self._write_gate(hidden_states)
-        leaving = WindowState(send_positions, values, real, *factors, send_bias)
+        heads = self.num_heads
+        send_bias, receive_bias = biases_of(hidden_states, self.routing_bias_proj, heads, token_bias)
+        log_decay = log_decay_of(hidden_states, self.decay_proj, heads, per_splat=self.decay == "splat")
+        write_gate = write_gate_of(hidden_states, self.write_gate_proj, heads, per_splat=self.top_p is None)
+        leaving = WindowState(send_positions, values, real, log_decay, write_gate, send_bias)
 
         near, window = None, None
         if self.window_log_scale is not None:
-            earlier = state.window or empty_window(leaving, self.window_size)
-            reach = each_part(lambda old, new: torch.cat([old, new], 1), earlier, leaving)  # W + T tokens
+            reach, leaving, window = slide(state.window, leaving, self.window_size)
             near = hear_window(receive_positions, reach, self.window_log_scale)
-            length = hidden_states.shape[1]
-            leaving = each_part(lambda part: part[:, :length], reach)
-            window = each_part(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
-        attend = splat_attention if self.content_mlp is None else in_two_phases(splat_attention, self.content_mlp)
-        far, splats = attend(
+        attend = partial(
+            splat_attention,
+            splats=self.splats,
+            routing=self.routing,
+            top_p=self.top_p,
+            receive_mixing=mixing_of(self.hops, self.free_splats()) if self.hops else None,
+            transform=None if self.listen is None or self.say is None else Transform(self.listen, self.say),
+        )
+        whole_text = self.content_mlp if self.lag is None else None
+        far, splats = (attend if whole_text is None else in_two_phases(attend, whole_text))(
             leaving.send_positions,
             receive_positions,
             leaving.values,
-            self.splats,
             causal=self.causal,
-            routing=self.routing,
-            top_p=self.top_p,
             send_bias=leaving.send_bias,
             receive_bias=receive_bias,
-            receive_mixing=mixing_of(self.hops, self.free_splats()) if self.hops else None,
-            transform=None if self.listen is None or self.say is None else Transform(self.listen, self.say),
             log_decay=leaving.log_decay,
             write_gate=leaving.write_gate,
             padding_mask=None if attention_mask is None and window is None else leaving.real,
             state=state.splats,
         )
+        lagged = None
+        if self.content_mlp is not None and self.lag is not None:
+            tokens = leaving, Targets(receive_positions, receive_bias), real | leaving.real
+            states = state.splats, splats, state.lagged
+            added, lagged = hear_lagged(attend, self.content_mlp, self.lag, *tokens, *states)
+            far = far + added.to(far.dtype)
         heard = self._combine(near, far, hidden_states)
         if self.value_skip is not None:
             heard = heard + values * self.value_skip[:, None]
-        return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution)
+        return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution, lagged)
 
     def _shapes_of_state(self, batch: int, token_bias: bool) -> SplatAttentionState:
         """A state that holds a shape in the place of each tensor."""
@@ -252,31 +270,8 @@ class SplatAttention(SplatSet):
         mass = (batch, self.num_heads, self.num_splats)
         contents = SplatState._make([mass, (*mass, head_dim)])
         convolution = self.projections.shape_of_state(batch)
-        return SplatAttentionState._make([contents, window if self.window_size else None, convolution])
-
-    def _log_decay(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
-        if self.decay_proj is None:
-            return None
-        log_decay = F.logsigmoid(self.decay_proj(hidden_states).to(inner_dtype(hidden_states.dtype)))
-        return log_decay.unflatten(-1, (self.num_heads, self.num_splats)) if self.decay == "splat" else log_decay
-
-    def _write_gate(self, hidden_states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T H *M"] | None:
-        if self.write_gate_proj is None:
-            return None
-        gate = self.write_gate_proj(hidden_states).to(inner_dtype(hidden_states.dtype)).sigmoid()
-        return gate.unflatten(-1, (self.num_heads, -1)) if self.top_p is None else gate
-
-    def _biases(
-        self, hidden_states: Float[Tensor, "B T C"], token_bias: Float[Tensor, "B T H R"] | None
-    ) -> tuple[Float[Tensor, "B T H R"] | None, Float[Tensor, "B T H R"] | None]:
-        """What is added to the log-affinities of sending and of receiving."""
-        if self.routing_bias_proj is None:
-            return token_bias, token_bias
-        preferences = self.routing_bias_proj(hidden_states).unflatten(-1, (2, self.num_heads, -1))
-        send_bias, receive_bias = preferences.unbind(2)
-        if token_bias is None:
-            return send_bias, receive_bias
-        return send_bias + token_bias, receive_bias + token_bias
+        lagged = None if self.lag is None else LaggedState._make([contents, (batch,)])
+        return SplatAttentionState._make([contents, window if self.window_size else None, convolution, lagged])
 
     def _combine(
         self,

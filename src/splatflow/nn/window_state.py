@@ -7,6 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
+from splatflow.ops.documents import without_padding
+from splatflow.ops.splats import Sources, inner_dtype, per_splat
 from splatflow.ops.window import window_attention
 
 if TYPE_CHECKING:
@@ -34,6 +38,24 @@ def each_part(function: Callable[..., Tensor], *states: WindowState) -> WindowSt
 def empty_window(tokens: WindowState, window_size: int) -> WindowState:
     """A window before the first token: zeros, none of them real."""
     return each_part(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)
+
+
+def slide(
+    earlier: WindowState | None, tokens: WindowState, window_size: int
+) -> tuple[WindowState, WindowState, WindowState]:
+    """All W + T tokens in reach of T new ones, those T of them that leave the window, and the W that are then in it."""
+    earlier = earlier or empty_window(tokens, window_size)
+    reach = each_part(lambda old, new: torch.cat([old, new], 1), earlier, tokens)
+    length = tokens.values.shape[1]
+    leaving = each_part(lambda part: part[:, :length], reach)
+    return reach, leaving, each_part(lambda part: part[:, length:].clone(), reach)  # a view would keep all tokens alive
+
+
+def sources_of(tokens: WindowState) -> Sources:
+    """These tokens as those that send to the splats; padding sends nothing and forgets nothing."""
+    dtype = inner_dtype(tokens.values.dtype)
+    factors = per_splat(tokens.log_decay, dtype), per_splat(tokens.write_gate, dtype)
+    return without_padding(tokens.real, Sources(tokens.send_positions, tokens.values, tokens.send_bias, *factors))
 
 
 def hear_window(

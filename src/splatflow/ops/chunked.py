@@ -210,16 +210,17 @@ def _running_state(
     state: SplatState,
 ) -> tuple[Float[Tensor, "B H N M"], Float[Tensor, "B H N M D"], SplatState]:
     """From what each chunk adds: the state before each chunk, and the state after the last."""
-    masses = _running(mass[..., None], state.mass[..., None], log_decay)[..., 0]
-    totals = _running(total, state.total, log_decay)
+    masses = running(mass[..., None], state.mass[..., None], log_decay)[..., 0]
+    totals = running(total, state.total, log_decay)
     # a view would keep the states of all chunks alive for as long as the last one
     last = SplatState(masses[:, :, -1].clone(), totals[:, :, -1].clone())
     return masses[:, :, :-1], totals[:, :, :-1], last
 
 
-def _running(
+def running(
     terms: Float[Tensor, "B H N M X"], start: Float[Tensor, "B H M X"], log_decay: Float[Tensor, "B H N #M"] | None
 ) -> Float[Tensor, "B H N+1 M X"]:
+    """At the start and after each term, what is left of the start and of the terms so far."""
     terms = torch.cat([start[:, :, None], terms], 2)
     if log_decay is None:
         return terms.cumsum(2)

@@ -19,7 +19,7 @@ from .recurrent import recurrent
 from .reference import reference
 from .routing import ROUTINGS, Router
 from .sparse import sparse
-from .splats import Lattice, Sources, Splats, SplatState, Targets, inner_dtype
+from .splats import Lattice, Sources, Splats, SplatState, Targets, inner_dtype, per_splat
 from .transform import Transform
 from .validate import check_arguments
 
@@ -156,7 +156,7 @@ def splat_attention(
         transform = Transform(*(part.to(dtype) for part in transform))
     splats = ROUTINGS[routing].kind(*splats)  # a plain tuple will do
     router = Router(ROUTINGS[routing], splats, top_p, receive_mixing, transform)
-    log_decay, write_gate = _per_splat(log_decay, dtype), _per_splat(write_gate, dtype)
+    log_decay, write_gate = per_splat(log_decay, dtype), per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)
     mix = partial(_choose(backend, router, values.shape[1], causal, log_decay), causal=causal)
@@ -186,10 +186,3 @@ def _choose(backend: str, router: Router, num_tokens: int, causal: bool, log_dec
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot do this: {reason}")
     return BACKENDS[backend].function
-
-
-def _per_splat(factor: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "B S H #M"] | None:
-    """One layout for what may be given per head or per splat."""
-    if factor is None:
-        return None
-    return (factor if factor.ndim == 4 else factor[..., None]).to(dtype)

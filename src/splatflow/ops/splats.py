@@ -112,6 +112,15 @@ def inner_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def per_splat(
+    factor: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None, dtype: torch.dtype
+) -> Float[Tensor, "B S H #M"] | None:
+    """One layout for what may be given per head or per splat."""
+    if factor is None:
+        return None
+    return (factor if factor.ndim == 4 else factor[..., None]).to(dtype)
+
+
 def each(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
     """`function` of every part of some tokens that is there."""
     parts = [None if part is None else function(part) for part in tokens]

@@ -73,8 +73,10 @@ class ModelConfig:
     """How often what a splat holds goes on to others, by way of super-splats."""
     num_super_splats: int | None = None
     """Super-splats a head, for each hop; None is the root of num_splats."""
-    transform: Literal["linear"] | None = None
-    """What a splat makes of its content: "linear", a learned map for each splat, or None."""
+    transform: Literal["linear", "lagged"] | None = None
+    """What a splat makes of its content: "linear", a map for each; "lagged", an MLP of what it held; or None."""
+    lag: int = 64
+    """Tokens of a chunk, for "lagged": the MLP is of what splats held before it."""
     decay: Grain | None = "head"
     """What learns to forget: each head, each splat, or None."""
     write_gate: bool = False
@@ -96,7 +98,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_heads(self.hidden_size, num_heads=self.num_heads)
-        require_at_least(1, num_layers=self.num_layers, num_splats=self.num_splats)
+        require_at_least(1, num_layers=self.num_layers, num_splats=self.num_splats, lag=self.lag)
         require_at_least(0, window_size=self.window_size, conv_size=self.conv_size, position_bias=self.position_bias)
         if self.intermediate_size is not None:
             require_at_least(1, intermediate_size=self.intermediate_size)
