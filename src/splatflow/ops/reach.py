@@ -1,0 +1,261 @@
+"""Splat attention of Gaussians that end: splats that are out of reach of a chunk of tokens are not worked on.
+
+For the chunks of a block, `slots.py` says which groups of splats they need and how their tokens weigh them. Within a
+chunk it is the mix of `chunked`, summed over the slots; what is carried from chunk to chunk has all splats, so that
+those which are skipped forget like the others.
+
+Which groups a token shares its chunk's arithmetic with depends on later tokens, but no bit of its output does.
+"""
+
+# B batch, T target token, S source token, L token of a block, H head, N chunk, X chunk of a head, C token in a chunk,
+# M splat, G group, E splat in a group, D value width, P position width
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
+from typing import TYPE_CHECKING
+
+import torch
+
+from .chunked import Output, blocks, chunked, read_block, running_state, work_through
+from .decay import decayed_cumsum, decayed_scores, log_decay_after, pairwise_decay
+from .routing import ROUTINGS, Router
+from .slots import Groups, Slot, grouped, in_chunks, needed, of_slots, reordered, sent, slots_of, weights
+from .splats import MIN_MASS, Sources, Splats, SplatState, Targets, each, part_of
+from .transform import transformed
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+CHUNK = 64  # the fewer tokens, the fewer splats they need
+BLOCK_ROWS = 4096  # tokens x heads worked on at once
+# Where skipping has been measured to pay: shorter sequences and fewer splats are left to `chunked`, and so are blocks
+# of which less than this share would be skipped.
+SHORTEST, FEWEST_SPLATS, LEAST_SKIPPED = 512, 128, 0.5
+
+
+def reach(
+    sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    """Output and final state, sequence by sequence: what one needs is no other's concern."""
+    num_tokens = max(sources.values.shape[1], targets.positions.shape[1])
+    if num_tokens < SHORTEST or router.splats.num_splats < FEWEST_SPLATS:
+        return chunked(sources, targets, router, state, causal=causal)
+    groups = grouped(router)
+    outputs, masses, totals = [], [], []
+    for number in range(sources.values.shape[0]):
+        of_one = partial(lambda at, part: part[at : at + 1], number)
+        here = each(of_one, sources), each(of_one, targets)
+        output, (mass, total) = one_sequence(*here, router, groups, each(of_one, state), causal)
+        outputs.append(output)
+        masses.append(mass)
+        totals.append(total)
+    return torch.cat(outputs), SplatState(torch.cat(masses), torch.cat(totals))
+
+
+def one_sequence(
+    sources: Sources, targets: Targets, router: Router, groups: Groups, state: SplatState, causal: bool
+) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
+    """By blocks of chunks, each as `chunked` does it where skipping would not pay."""
+    num_sources, num_targets, num_heads = *(part.positions.shape[1] for part in (sources, targets)), state.mass.shape[1]
+    output = Output(num_targets)
+    for tokens, length, probe in probed_blocks(num_sources, num_heads, causal):
+        here = part_of(sources, tokens)
+        if not causal:
+            if pays(groups, part_of(sources, probe)):
+                state = work_through(collect_slots, here, groups, state, length)
+            else:
+                _, state = chunked(here, part_of(targets, slice(0, 0)), router, state, causal=False)
+            continue
+        receivers = part_of(targets, tokens)
+        if pays(groups, part_of(sources, probe), part_of(targets, probe)):
+            running_mean = router.routing.running_mean
+            block, state = work_through(mix_slots, here, receivers, groups, state, length, running_mean)
+        else:
+            block, state = chunked(here, receivers, router, state, causal=True)
+            block = block.transpose(1, 2)
+        output.append(tokens, block)
+    if not causal:
+        means = transformed(state.contents(router.routing.running_mean), router.transform)
+        for tokens, length, probe in probed_blocks(num_targets, num_heads, causal):
+            receivers = part_of(targets, tokens)
+            if pays(groups, part_of(targets, probe)):
+                output.append(tokens, work_through(read_slots, receivers, means, groups, length))
+            else:
+                output.append(tokens, work_through(read_block, receivers, means, router))
+    return output.join(state.total.new_empty(1, num_heads, 0, state.total.shape[-1])), state
+
+
+def probed_blocks(num_tokens: int, num_heads: int, causal: bool) -> Iterator[tuple[slice, int, slice]]:
+    """Slices of tokens, the chunk length in each, and the chunk that tells whether to skip there.
+
+    If causal that is the chunk before, which all tokens of the block may know of; the first chunk has none before it.
+    """
+    size = max(1, BLOCK_ROWS // (num_heads * CHUNK)) * CHUNK
+    first = min(CHUNK, num_tokens) if causal else 0
+    if first:
+        yield slice(0, first), first, slice(0, 0)
+    for tokens, length in blocks(num_tokens - first, size, CHUNK):
+        start, stop = tokens.start + first, tokens.stop + first
+        yield slice(start, stop), length, slice(start - CHUNK, start) if causal else slice(start, start + length)
+
+
+def pays(groups: Groups, *probe: Sources | Targets) -> bool:
+    """Whether the tokens of a chunk, on all sides, leave so many groups alone that skipping is worth its price."""
+    length = probe[0].positions.shape[1]
+    if length == 0:
+        return False
+    need = reduce(torch.logical_or, [needed(part, groups, length) for part in probe])
+    return 1.0 - share_kept(need) >= LEAST_SKIPPED
+
+
+def share_kept(need: Bool[Tensor, "X G"]) -> float:
+    """The share of the groups that are worked on, which the chunk decides that needs the most."""
+    return max(1, int(need.sum(-1).amax())) / need.shape[-1]
+
+
+def skipped_share(
+    send_positions: Float[Tensor, "B S H P"],
+    receive_positions: Float[Tensor, "B T H P"],
+    splats: Splats,
+    *,
+    causal: bool = True,
+) -> Float[Tensor, " B"]:
+    """What share of all pairs of a token that sends or receives and a splat the backend "reach" leaves out.
+
+    Of each sequence, and whatever its length and the number of splats. Whole groups are left out, of all chunks of a
+    block and all heads as many as where the fewest are.
+
+    Example:
+        >>> centers = torch.tensor([0.0, 0.1, 100.0, 100.1]).view(1, 4, 1)  # two groups
+        >>> splats = Splats(centers, *(torch.zeros(1, 4),) * 3)
+        >>> skipped_share(torch.zeros(1, 128, 1, 1), torch.zeros(1, 128, 1, 1), splats).item()  # not in the first chunk
+        0.25
+    """
+    groups = grouped(Router(ROUTINGS["compact"], splats, None))
+    shares = []
+    for send, receive in zip(send_positions.split(1), receive_positions.split(1), strict=True):
+        sides = [Targets(send, None), Targets(receive, None)]
+        pairs = skipped = 0.0
+        for part in [sides] if causal else [[side] for side in sides]:
+            for tokens, length, probe in probed_blocks(part[0].positions.shape[1], send.shape[2], causal):
+                rows = len(part) * (tokens.stop - tokens.start)
+                pairs += rows
+                if pays(groups, *(part_of(side, probe) for side in part)):
+                    need = [needed(part_of(side, tokens), groups, length) for side in part]
+                    skipped += rows * (1.0 - share_kept(reduce(torch.logical_or, need)))
+        shares.append(skipped / max(1.0, pairs))
+    return torch.tensor(shares)
+
+
+def mix_slots(
+    sources: Sources, targets: Targets, groups: Groups, state: SplatState, length: int, running_mean: bool
+) -> tuple[Float[Tensor, "B H L D"], SplatState]:
+    """A block of whole chunks of `length` tokens, causal."""
+    need = needed(sources, groups, length) | needed(targets, groups, length)
+    slots = slots_of(need, groups, sources.positions.shape[1] // length)
+    order = groups.order
+    state = reordered(state, order)
+    send = sent(sources, slots, length)
+    receive = weights(targets.positions, targets.bias, slots, length)
+    values = in_chunks(sources.values, length).to(state.total.dtype)
+    decays: Sequence[Tensor | None] = [None] * len(slots)
+    log_decay, left, kept = None, send, None
+    if sources.log_decay is not None:
+        log_decay = in_chunks(sources.log_decay, length)  # [X, C, #M]
+        decays = of_slots(log_decay, slots)
+        left = [part * log_decay_after(decay).exp() for part, decay in zip(send, decays, strict=True)]
+    mass, total, state = carried(left, values, log_decay, slots, groups, state)
+
+    scores = values.new_zeros(values.shape[0], length, length)
+    output = torch.zeros_like(values)
+    by_head = log_decay is not None and log_decay.shape[-1] == 1
+    for slot, out, into, decay, mass_before, total_before in zip(
+        slots, receive, send, decays, mass, total, strict=True
+    ):
+        running = into.cumsum(1) if decay is None else decayed_cumsum(into, decay)
+        before = mass_before[:, None] if decay is None else (kept := decay.cumsum(1).exp()) * mass_before[:, None]
+        read = out / (before + running).clamp_min(MIN_MASS) if running_mean else out
+        if decay is None or by_head:
+            scores = torch.baddbmm(scores, read, into.mT)
+        else:
+            scores = scores + decayed_scores(read, into, decay)
+        reading = read if kept is None else read * kept
+        output = torch.baddbmm(output, reading, total_before)
+        if slot.transform is not None:
+            listening = into * (values @ slot.transform.listen.mT)
+            listening = listening.cumsum(1) if decay is None else decayed_cumsum(listening, decay)
+            of_state = (total_before * slot.transform.listen).sum(-1)[:, None]
+            output = torch.baddbmm(output, read * listening + reading * of_state, slot.transform.say)
+    if log_decay is not None and by_head:
+        scores = scores * pairwise_decay(log_decay[..., 0])
+    output = torch.baddbmm(output, scores.tril(), values)
+    return output.unflatten(0, (*state.mass.shape[:2], -1)).flatten(2, 3), reordered(state, order.argsort(-1))
+
+
+def collect_slots(sources: Sources, groups: Groups, state: SplatState, length: int) -> SplatState:
+    """The state after a block, not causal."""
+    slots = slots_of(needed(sources, groups, length), groups, sources.positions.shape[1] // length)
+    values = in_chunks(sources.values, length).to(state.total.dtype)
+    mass, total = spread(sent(sources, slots, length), values, slots, groups)
+    shape = (*state.mass.shape[:2], -1, groups.numbers[0].numel())
+    added = SplatState(mass.view(shape).sum(2), total.view(*shape, values.shape[-1]).sum(2))
+    added = reordered(added, groups.order.argsort(-1))
+    return SplatState(state.mass + added.mass, state.total + added.total)
+
+
+def read_slots(
+    targets: Targets, means: Float[Tensor, "B H M D"], groups: Groups, length: int
+) -> Float[Tensor, "B H L D"]:
+    """What a block of targets finds, not causal."""
+    batch, num_heads, _, width = means.shape
+    num_chunks = targets.positions.shape[1] // length
+    slots = slots_of(needed(targets, groups, length), groups, num_chunks)
+    found = means.gather(2, groups.order[..., None].expand_as(means))
+    found = found.flatten(0, 1).unflatten(1, (groups.num_groups, -1)).flatten(0, 1)  # [B H G, E, D]
+    output = means.new_zeros(batch * num_heads * num_chunks, length, width)
+    for slot, receive in zip(slots, weights(targets.positions, targets.bias, slots, length), strict=True):
+        chunk, group = slot.rows // groups.num_groups, slot.rows % groups.num_groups
+        rows = (chunk // num_chunks) * groups.num_groups + group
+        output = torch.baddbmm(output, receive, found.index_select(0, rows))
+    return output.unflatten(0, (batch, num_heads, -1)).flatten(2, 3)
+
+
+def carried(
+    left: Sequence[Float[Tensor, "X C E"]],
+    values: Float[Tensor, "X C D"],
+    log_decay: Float[Tensor, "X C #M"] | None,
+    slots: Sequence[Slot],
+    groups: Groups,
+    state: SplatState,
+) -> tuple[Sequence[Float[Tensor, "X E"]], Sequence[Float[Tensor, "X E D"]], SplatState]:
+    """From what each chunk adds: mass and total before it, for each slot, and the state after the last."""
+    mass, total = spread(left, values, slots, groups)  # [X G, E], [X G, E, D]
+    shape = (*state.mass.shape[:2], -1, groups.numbers[0].numel())
+    steps = None
+    if log_decay is not None:
+        steps = log_decay.sum(1).unflatten(0, shape[:3])  # [B, H, N, #M]
+        if steps.shape[-1] > 1:
+            steps = steps.gather(-1, groups.order[:, None].expand_as(steps))
+    masses, totals, state = running_state(mass.view(shape), total.view(*shape, values.shape[-1]), steps, state)
+
+    def pick(part: Tensor) -> Sequence[Tensor]:
+        rows = part.flatten(0, 2).unflatten(1, (groups.num_groups, -1)).flatten(0, 1)  # [X G, E, ...]
+        return [rows.index_select(0, slot.rows) for slot in slots]
+
+    return pick(masses), pick(totals), state
+
+
+def spread(
+    send: Sequence[Float[Tensor, "X C E"]], values: Float[Tensor, "X C D"], slots: Sequence[Slot], groups: Groups
+) -> tuple[Float[Tensor, "XG E"], Float[Tensor, "XG E D"]]:
+    """What each chunk adds to the mass and to the total of every splat: nothing to those it skips."""
+    rows = torch.cat([slot.rows for slot in slots])
+    mass = values.new_zeros(values.shape[0] * groups.num_groups, groups.numbers.shape[2])
+    total = values.new_zeros(*mass.shape, values.shape[-1])
+    return (
+        mass.index_copy(0, rows, torch.cat([part.sum(1) for part in send])),
+        total.index_copy(0, rows, torch.cat([part.mT @ values for part in send])),
+    )
