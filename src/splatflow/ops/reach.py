@@ -22,7 +22,7 @@ from .chunked import Output, blocks, chunked, read_block, running_state, work_th
 from .decay import decayed_cumsum, decayed_scores, log_decay_after, pairwise_decay
 from .routing import ROUTINGS, Router
 from .slots import Groups, Slot, grouped, in_chunks, needed, of_slots, reordered, sent, slots_of, weights
-from .splats import MIN_MASS, Sources, Splats, SplatState, Targets, each, part_of
+from .splats import MIN_MASS, Sources, Splats, SplatState, Targets, each, inner_dtype, part_of
 from .transform import transformed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def reach(
     num_tokens = max(sources.values.shape[1], targets.positions.shape[1])
     if num_tokens < SHORTEST or router.splats.num_splats < FEWEST_SPLATS:
         return chunked(sources, targets, router, state, causal=causal)
-    groups = grouped(router)
+    groups = grouped(router, inner_dtype(sources.positions.dtype))
     outputs, masses, totals = [], [], []
     for number in range(sources.values.shape[0]):
         of_one = partial(lambda at, part: part[at : at + 1], number)
@@ -134,7 +134,7 @@ def skipped_share(
         >>> skipped_share(torch.zeros(1, 128, 1, 1), torch.zeros(1, 128, 1, 1), splats).item()  # not in the first chunk
         0.25
     """
-    groups = grouped(Router(ROUTINGS["compact"], splats, None))
+    groups = grouped(Router(ROUTINGS["compact"], splats, None), inner_dtype(send_positions.dtype))
     shares = []
     for send, receive in zip(send_positions.split(1), receive_positions.split(1), strict=True):
         sides = [Targets(send, None), Targets(receive, None)]

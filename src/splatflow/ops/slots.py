@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from .affinity import FARTHEST, Kernels, alone, ending, kernels_of, squared_distance
 from .routing import Router
 from .search import groups_of
-from .splats import Sources, Splats, SplatState, Targets, each, inner_dtype
+from .splats import Sources, Splats, SplatState, Targets, each
 from .transform import Transform
 
 if TYPE_CHECKING:
@@ -64,10 +64,9 @@ class Slot(NamedTuple):
     transform: Transform | None  # [X, E, D] each
 
 
-def grouped(router: Router) -> Groups:
-    """The splats of a router, and their transforms, in groups."""
+def grouped(router: Router, dtype: torch.dtype) -> Groups:
+    """The splats of a router, and their transforms, in groups and in the type that affinities are computed in."""
     assert isinstance(router.splats, Splats), "the border has checked it"
-    dtype = inner_dtype(router.splats.centers.dtype)
     numbers, _ = groups_of(router.splats.centers.detach())
     order = numbers.flatten(1)
     centers = in_order(router.splats.centers.to(dtype), order)
