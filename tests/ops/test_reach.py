@@ -121,6 +121,18 @@ def test_what_one_sequence_needs_changes_no_bit_of_another():
         assert not torch.equal(here[name][1], there[name][1]), name
 
 
+def test_a_bias_as_large_as_what_is_out_of_reach_is_far_is_heeded():
+    """Some tokens are sent to a far splat, others are kept from all that are near."""
+    arguments = clustered(bias=True)
+    arguments["send_bias"][:, ::3, :, -1] = 2e30
+    arguments["receive_bias"][:, ::5, :, : M // 2] = -torch.inf
+    expected, expected_state = attend(arguments, routing="compact", backend="reference")
+    output, state = attend(arguments, **OPTIONS)
+    assert relative_error(output, expected) <= TOLERANCE
+    assert relative_error(state.mass, expected_state.mass) <= TOLERANCE
+    assert state.mass[..., -1].min() > T // 4
+
+
 @pytest.mark.parametrize("cut", [1, 13, 29, 66])
 def test_any_split_of_a_sequence_that_skips_equals_one_pass(cut):
     arguments = clustered(decay="splat", gate="head", state=True, bias=True)

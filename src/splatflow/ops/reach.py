@@ -156,43 +156,54 @@ def mix_slots(
     """A block of whole chunks of `length` tokens, causal."""
     need = needed(sources, groups, length) | needed(targets, groups, length)
     slots = slots_of(need, groups, sources.positions.shape[1] // length)
-    order = groups.order
-    state = reordered(state, order)
     send = sent(sources, slots, length)
     receive = weights(targets.positions, targets.bias, slots, length)
     values = in_chunks(sources.values, length).to(state.total.dtype)
     decays: Sequence[Tensor | None] = [None] * len(slots)
-    log_decay, left, kept = None, send, None
+    log_decay, left = None, send
     if sources.log_decay is not None:
         log_decay = in_chunks(sources.log_decay, length)  # [X, C, #M]
         decays = of_slots(log_decay, slots)
         left = [part * log_decay_after(decay).exp() for part, decay in zip(send, decays, strict=True)]
-    mass, total, state = carried(left, values, log_decay, slots, groups, state)
+    masses, totals, state = carried(left, values, log_decay, slots, groups, reordered(state, groups.order))
 
     scores = values.new_zeros(values.shape[0], length, length)
     output = torch.zeros_like(values)
-    by_head = log_decay is not None and log_decay.shape[-1] == 1
-    for slot, out, into, decay, mass_before, total_before in zip(
-        slots, receive, send, decays, mass, total, strict=True
-    ):
-        running = into.cumsum(1) if decay is None else decayed_cumsum(into, decay)
-        before = mass_before[:, None] if decay is None else (kept := decay.cumsum(1).exp()) * mass_before[:, None]
-        read = out / (before + running).clamp_min(MIN_MASS) if running_mean else out
+    by_head = log_decay is not None and log_decay.shape[-1] == 1  # then scores decay alike, and do so at the end
+    for slot, out, into, decay, mass, total in zip(slots, receive, send, decays, masses, totals, strict=True):
+        read, read_before = reading(out, into, decay, mass, running_mean)
         if decay is None or by_head:
             scores = torch.baddbmm(scores, read, into.mT)
         else:
             scores = scores + decayed_scores(read, into, decay)
-        reading = read if kept is None else read * kept
-        output = torch.baddbmm(output, reading, total_before)
+        output = torch.baddbmm(output, read_before, total)
         if slot.transform is not None:
-            listening = into * (values @ slot.transform.listen.mT)
-            listening = listening.cumsum(1) if decay is None else decayed_cumsum(listening, decay)
-            of_state = (total_before * slot.transform.listen).sum(-1)[:, None]
-            output = torch.baddbmm(output, read * listening + reading * of_state, slot.transform.say)
+            heard = running(into * (values @ slot.transform.listen.mT), decay)
+            heard_before = (total * slot.transform.listen).sum(-1)[:, None]
+            output = torch.baddbmm(output, read * heard + read_before * heard_before, slot.transform.say)
     if log_decay is not None and by_head:
         scores = scores * pairwise_decay(log_decay[..., 0])
-    output = torch.baddbmm(output, scores.tril(), values)
-    return output.unflatten(0, (*state.mass.shape[:2], -1)).flatten(2, 3), reordered(state, order.argsort(-1))
+    output = torch.baddbmm(output, scores.tril(), values).unflatten(0, (*state.mass.shape[:2], -1)).flatten(2, 3)
+    return output, reordered(state, groups.order.argsort(-1))
+
+
+def reading(
+    receive: Float[Tensor, "X C E"],
+    send: Float[Tensor, "X C E"],
+    log_decay: Float[Tensor, "X C #E"] | None,
+    mass: Float[Tensor, "X E"],
+    running_mean: bool,
+) -> tuple[Float[Tensor, "X C E"], Float[Tensor, "X C E"]]:
+    """With which weights tokens read what was sent to a slot in their chunk, and what was there before it."""
+    kept = None if log_decay is None else log_decay.cumsum(1).exp()
+    before = mass[:, None] if kept is None else kept * mass[:, None]
+    read = receive / (before + running(send, log_decay)).clamp_min(MIN_MASS) if running_mean else receive
+    return read, read if kept is None else read * kept
+
+
+def running(terms: Float[Tensor, "X C E"], log_decay: Float[Tensor, "X C #E"] | None) -> Float[Tensor, "X C E"]:
+    """Sums within a chunk so far."""
+    return terms.cumsum(1) if log_decay is None else decayed_cumsum(terms, log_decay)
 
 
 def collect_slots(sources: Sources, groups: Groups, state: SplatState, length: int) -> SplatState:
