@@ -12,7 +12,6 @@ blind to splats that are exactly equal; with them the splats begin a hair apart,
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch import nn
 
 from benchmarks.quality.probe import Probe, Run, build
 from benchmarks.quality.studies import STUDIES
-from splatflow.diagnostics import COLORS, drawing, name_at_right_edge, svg_text, write_record
+from splatflow.diagnostics import COLORS, drawing, svg_text, write_record
 from splatflow.nn import Strategy, dead_fraction, effective_num_splats, overlap_loss, usage
 from splatflow.nn.strategy import Curriculum, KMeansStart, MinimumDistance, OverlapLoss, Repulsion, SplitAndPrune
 from splatflow.nn.usage import splat_layers
@@ -115,24 +114,35 @@ def learn(name: str, seed: int, steps: int) -> list[dict[str, str | int | float]
     return rows
 
 
+# what is measured -> title of its panel, ends of its axis (None: those of the data)
+PANELS: dict[str, tuple[str, float | None, float | None]] = {
+    "dead_fraction": ("dead fraction", 0.0, None),
+    "effective_num_splats": ("effective number of splats", 0.0, None),
+    "overlap": ("mean overlap", 0.0, 1.05),
+}
+
+
 def draw(record: dict) -> str:
-    """Mean training loss of each remedy against the step, named with the mean final accuracy."""
+    """Means of how splats are used and overlap against the step, a line for each remedy; names say the accuracy."""
     names = list(dict.fromkeys(row["remedy"] for row in record["rows"]))
     ordered = sorted(names, key=lambda name: -_mean(record, name, "accuracy"))
-    with drawing(6.4, 3.6) as (figure, axes):
-        labels = []
-        for index, name in enumerate(ordered):
-            steps = sorted({row["step"] for row in record["rows"] if row["remedy"] == name and "loss" in row})
-            powers = [math.log10(_mean(record, name, "loss", step)) for step in steps]  # a straight axis for the names
-            color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
-            axes.plot(steps, powers, color=color, linestyle=style, marker=".")
-            labels.append((f"{name}: {_mean(record, name, 'accuracy'):.3f}", powers[-1], color))
-        axes.set_xlim(0, steps[-1])
-        axes.set_yticks([-2, -1, 0], labels=["0.01", "0.1", "1"])
-        axes.set_xlabel("step")
-        axes.set_title("loss in nats an answer, from collapsed splats; names say the final accuracy")
-        name_at_right_edge(axes, labels)
-        return svg_text(figure, "training loss against the step for each remedy of collapsed splats")
+    with drawing(10.0, 4.4) as (figure, first):
+        first.remove()
+        for axes, (key, (title, bottom, top)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+            for index, name in enumerate(ordered):
+                steps = sorted({row["step"] for row in record["rows"] if row["remedy"] == name and key in row})
+                heights = [_mean(record, name, key, step) for step in steps]
+                color, style = COLORS[index % len(COLORS)], "-" if index < len(COLORS) else "--"
+                label = f"{name}: {_mean(record, name, 'accuracy'):.3f}"
+                axes.plot(steps, heights, color=color, linestyle=style, marker=".", label=label)
+            axes.set_xlim(0, steps[-1])
+            axes.set_ylim(bottom, top)
+            axes.set_xlabel("step")
+            axes.set_title(title)
+        lines, labels = axes.get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, title="remedy: final accuracy")
+        measured = ", ".join(title for title, _, _ in PANELS.values())
+        return svg_text(figure, f"{measured} against the step, from collapsed splats, for each remedy")
 
 
 def _mean(record: dict, remedy: str, key: str, step: int | None = None) -> float:

@@ -15,3 +15,5 @@ def test_collapsed_splats_stay_one_unless_something_parts_them():
     svg = draw({"rows": alone + parted})
     assert f"minimum distance: {parted[-1]['accuracy']:.3f}" in svg
     assert f"none: {alone[-1]['accuracy']:.3f}" in svg
+    for measured in ("dead fraction", "effective number of splats", "mean overlap"):
+        assert f">{measured}</text>" in svg

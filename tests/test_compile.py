@@ -51,7 +51,16 @@ def bidirectional_models():
     return losses_and_logits
 
 
+many = [torch.randn(1, 521, 1, 5), torch.randn(1, 521, 1, 7), torch.randn(1, 128, 5), torch.zeros(1, 128)]
+
+
+def out_of_reach():
+    far = Splats(many[2] + 40 * (torch.arange(128) % 4)[:, None], *many[3:] * 3)
+    return splat_attention(many[0], many[0], many[1], far, routing="compact")[0]
+
+
 functions = {
+    "out of reach": out_of_reach,
     "causal": lambda: splat_attention(positions, positions, values, splats, log_decay=-values[..., 0].abs())[0],
     "bidirectional": lambda: splat_attention(positions, positions, values, splats, causal=False)[0],
     "layer": lambda: layer(hidden_states)[0],
@@ -73,6 +82,7 @@ with torch.no_grad():
     [
         ("bidirectional", "inductor"),  # one with generated code: it takes half a minute
         ("causal", "aot_eager"),
+        ("out of reach", "eager"),  # which skips, and compiled does not
         ("layer", "aot_eager"),
         ("wider layers", "eager"),
         ("splat model", "aot_eager"),

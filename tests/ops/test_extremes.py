@@ -29,7 +29,8 @@ def test_extreme_splats(backend, seed, causal, length, log10_scales, distance, d
     """Scales from 1e-8 to 1e8 under ordinary positions (no distance), or every token that many scales from a splat."""
     scales = 10.0 ** torch.tensor(log10_scales)
     num_splats = len(log10_scales)
-    arguments = make_arguments(seed=seed, T=length, M=num_splats, state=state, dtype=torch.float32)
+    sizes, options = fit(backend, {}, {"routing": "mixture"})
+    arguments = make_arguments(seed=seed, T=length, M=num_splats, state=state, dtype=torch.float32, **sizes)
     arguments["log_scales"] = scales.log().expand(3, -1).contiguous()
     if duplicate:
         arguments["centers"] = arguments["centers"][:, :1].repeat(1, num_splats, 1)
@@ -45,7 +46,6 @@ def test_extreme_splats(backend, seed, causal, length, log10_scales, distance, d
         arguments["padding_mask"] = torch.zeros(2, length, dtype=torch.bool)
     elif silent != "no token":
         arguments["write_gate"] = gates.index_fill(1, torch.arange(0, length, 1 + (silent != "every token")), 0.0)
-    _, options = fit(backend, {}, {"routing": "mixture"})
     finite = all_finite(results(arguments, causal=causal, backend=backend, **options))
     assert all(finite.values()), finite
 
@@ -73,12 +73,12 @@ def test_a_splat_that_hardly_any_mass_reached(backend, route, causal):
 @every_backend
 @pytest.mark.parametrize("silence", ["gates", "padding"])
 def test_splats_that_nobody_sent_to_say_nothing(backend, silence):
-    arguments = make_arguments(T=7, dtype=torch.float32)
+    sizes, options = fit(backend, {}, {"routing": "mixture"})
+    arguments = make_arguments(T=7, dtype=torch.float32, **sizes)
     if silence == "gates":
         arguments["write_gate"] = torch.zeros(2, 7, 3)
     else:
         arguments["padding_mask"] = torch.zeros(2, 7, dtype=torch.bool)
-    _, options = fit(backend, {}, {"routing": "mixture"})
     outcome = results(arguments, backend=backend, **options)
     assert not outcome["output"].any()
     assert all(all_finite(outcome).values())

@@ -1,9 +1,11 @@
 """Pure functions on tensors: no parameters, no state, no input or output."""
 
+from .affinity import log_affinity
 from .chunked import checkpointed_blocks
 from .dispatch import BACKENDS, splat_attention
 from .hops import mixing_of_hop
-from .routing import ROUTINGS, log_affinity
+from .reach import skipped_share
+from .routing import ROUTINGS, missed_share
 from .splats import Lattice, Splats, SplatState
 from .transform import Transform
 
@@ -16,6 +18,8 @@ __all__ = [
     "Transform",
     "checkpointed_blocks",
     "log_affinity",
+    "missed_share",
     "mixing_of_hop",
+    "skipped_share",
     "splat_attention",
 ]

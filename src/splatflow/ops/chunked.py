@@ -59,14 +59,14 @@ def chunked(
         sizes = block_sizes(num_sources, block_size, chunk_size)
         for here, there in zip(split(sources, sizes), split(targets, sizes), strict=True):
             length = min(chunk_size, here.values.shape[1])
-            block, state = _work_through(_mix_block, here, there, router, state, length)
+            block, state = work_through(_mix_block, here, there, router, state, length)
             output.append(block)
     else:
         for here in split(sources, block_sizes(num_sources, block_size)):
-            state = _work_through(_collect_block, here, router, state)
+            state = work_through(_collect_block, here, router, state)
         means = transformed(state.contents(router.routing.running_mean), router.transform)
         for there in split(targets, block_sizes(num_targets, block_size)):
-            output.append(_work_through(_read_block, there, means, router))
+            output.append(work_through(read_block, there, means, router))
     return output.join(state.total.new_empty(batch, num_heads, 0, width)), state
 
 
@@ -92,7 +92,7 @@ def checkpointed_blocks(active: bool = True) -> Iterator[None]:
         _checkpointing.active = outer
 
 
-def _work_through(function: Callable[..., Any], *arguments: Any) -> Any:
+def work_through(function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)`, computed again in the backward pass if blocks are checkpointed."""
     if not (_checkpointing.active and torch.is_grad_enabled()):
         return function(*arguments)
@@ -111,10 +111,10 @@ def _mix_block(
 ) -> tuple[Float[Tensor, "B H S D"], SplatState]:
     """A block of whole chunks of `length` tokens, causal."""
     output, state = mix_chunks(
-        _in_chunks(router.send(sources).transpose(1, 2), length),
-        _in_chunks(router.receive(targets).transpose(1, 2), length),
-        _in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length),
-        None if sources.log_decay is None else _in_chunks(sources.log_decay.transpose(1, 2), length),
+        in_chunks(router.send(sources).transpose(1, 2), length),
+        in_chunks(router.receive(targets).transpose(1, 2), length),
+        in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length),
+        None if sources.log_decay is None else in_chunks(sources.log_decay.transpose(1, 2), length),
         state,
         router.routing.running_mean,
         router.transform,
@@ -129,7 +129,7 @@ def _collect_block(sources: Sources, router: Router, state: SplatState) -> Splat
     return SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
 
 
-def _read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
+def read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
     """What a block of targets finds, not causal."""
     return router.receive(targets).transpose(1, 2) @ means
 
@@ -172,7 +172,7 @@ def mix_chunks(
 ) -> tuple[Float[Tensor, "B H N C D"], SplatState]:
     """All chunks of a block at once: what each sends on, what each finds, what each token reads."""
     if log_decay is None:
-        mass, total, state = _running_state(send.sum(3), send.mT @ values, None, state)
+        mass, total, state = running_state(send.sum(3), send.mT @ values, None, state)
         mass_here = mass[..., None, :] + send.cumsum(3)
         read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
         output = (read @ send.mT).tril() @ values + read @ total
@@ -182,7 +182,7 @@ def mix_chunks(
         return output, state
 
     left = send * log_decay_after(log_decay).exp()  # what is left of a token at the end of its chunk
-    mass, total, state = _running_state(left.sum(3), left.mT @ values, log_decay.sum(3), state)
+    mass, total, state = running_state(left.sum(3), left.mT @ values, log_decay.sum(3), state)
     kept = log_decay.cumsum(3).exp()  # what is left, at a token, of the state before its chunk
     mass_here = kept * mass[..., None, :] + decayed_cumsum(send, log_decay)
     read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
@@ -203,7 +203,7 @@ def _heard(total: Float[Tensor, "B H N M D"], transform: Transform) -> Float[Ten
     return (total * transform.listen[:, None]).sum(-1)[..., None, :]
 
 
-def _running_state(
+def running_state(
     mass: Float[Tensor, "B H N M"],
     total: Float[Tensor, "B H N M D"],
     log_decay: Float[Tensor, "B H N #M"] | None,
@@ -228,7 +228,7 @@ def running(
     return decayed_cumsum(terms.transpose(2, 3), steps).transpose(2, 3)
 
 
-def _in_chunks(part: Float[Tensor, "B H S X"], length: int) -> Float[Tensor, "B H N C X"]:
+def in_chunks(part: Float[Tensor, "B H S X"], length: int) -> Float[Tensor, "B H N C X"]:
     return part.unflatten(2, (-1, length))
 
 

@@ -15,6 +15,7 @@ import torch
 
 from .chunked import chunked
 from .documents import Mix, over_documents, without_padding
+from .reach import reach
 from .recurrent import recurrent
 from .reference import reference
 from .routing import ROUTINGS, Router
@@ -52,10 +53,17 @@ def _few_touched(router: Router, *, log_decay: Float[Tensor, "B S H #M"] | None)
     return None
 
 
+def _within_reach(router: Router, *, log_decay: Tensor | None) -> str | None:
+    if not router.routing.ends:
+        return "it skips splats that are out of reach, and this routing's have no reach"
+    return None if router.mixing is None else "it reads splats within reach, and with receive_mixing a token reads all"
+
+
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference, _always),  # dense T x T, the definition
     "recurrent": Backend(recurrent, _always),  # token by token, the decoding step
     "sparse": Backend(sparse, _few_touched),  # many splats, of which a token touches few
+    "reach": Backend(reach, _within_reach),  # Gaussians that end, and splats that are far from most tokens
     "chunked": Backend(chunked, _always),  # the portable fast path
 }
 
@@ -115,8 +123,9 @@ def splat_attention(
         state: what the splats hold before the first token: what an earlier piece of the sequence left, or a prior.
             None: nothing. With `cu_seqlens` one state a document.
         cu_seqlens: boundaries [0, ..., T] of documents packed end to end in a batch of one; none hears another.
-        backend: "auto", "chunked", "sparse", "recurrent" or "reference"; all give the same. "sparse" needs a
-            `top_p`, no `receive_mixing` and no `log_decay` per splat.
+        backend: "auto", "chunked", "sparse", "reach", "recurrent" or "reference"; all give the same. "sparse" needs a
+            `top_p`, no `receive_mixing` and no `log_decay` per splat; "reach" the routing "compact" and no
+            `receive_mixing`.
 
     Returns:
         The output [B, T, H, D], and the state after the last token, from which a next piece can go on.
@@ -159,7 +168,7 @@ def splat_attention(
     log_decay, write_gate = per_splat(log_decay, dtype), per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)
-    mix = partial(_choose(backend, router, values.shape[1], causal, log_decay), causal=causal)
+    mix = partial(_choose(backend, router, values, causal, log_decay), causal=causal)
     if state is None:
         num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         state = SplatState.empty(values, num_sequences, router.splats.num_splats)
@@ -173,16 +182,23 @@ def splat_attention(
     return output.to(values.dtype), state
 
 
-def _choose(backend: str, router: Router, num_tokens: int, causal: bool, log_decay: Tensor | None) -> Mix:
+def _choose(backend: str, router: Router, values: Tensor, causal: bool, log_decay: Tensor | None) -> Mix:
     if backend == "auto":
         backend = "chunked"
-        if causal and num_tokens == 1 and router.top_p is None:
+        if causal and values.shape[1] == 1 and router.top_p is None:
             backend = "recurrent"
         elif BACKENDS["sparse"].supports(router, log_decay=log_decay) is None:
             backend = "sparse"
+        elif BACKENDS["reach"].supports(router, log_decay=log_decay) is None and _may_look(values):
+            backend = "reach"
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {['auto', *BACKENDS]}")
     reason = BACKENDS[backend].supports(router, log_decay=log_decay)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot do this: {reason}")
     return BACKENDS[backend].function
+
+
+def _may_look(values: Tensor) -> bool:
+    """Whether numbers may decide what is computed: a GPU would wait for all queued work, a compiled graph break."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .routing import log_affinity
+from .affinity import log_affinity
 from .splats import Splats, inner_dtype
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .affinity import FARTHEST, compact_affinity, log_affinity
 from .lattice import affinity_of_pairs, lattice_halves
 from .search import best, best_pairs, groups_of
 from .splats import Lattice, Sources, Splats, Targets, inner_dtype
@@ -27,64 +28,6 @@ if TYPE_CHECKING:
 GROUPS_SEARCHED = 4  # of about sqrt(M)
 SCORED_AT_ONCE = 2**20  # log-affinities, of which few are kept, so that they stay in the cache
 SEARCHED_AT_ONCE = 2**22  # numbers of candidates' centers, the same
-# The farthest a token can be, as a log-affinity. Finite, so that a softmax over splats that are all out of reach is
-# uniform instead of NaN.
-FARTHEST = -1e30
-
-
-def nearness(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
-    """-|p - c_m|^2 / (2 sigma_m^2), the exponent of each splat's Gaussian at each position.
-
-    Computed in fp32 or wider by the expanded square, so nothing of size T x M x P exists. The square cannot turn
-    negative by rounding. Scales from 1e-8 to 1e8 are safe in fp32; far outside of that a square may overflow to NaN.
-    """
-    dtype = inner_dtype(positions.dtype)
-    positions, centers = positions.to(dtype), splats.centers.to(dtype)
-    precision = torch.exp(-2.0 * splats.log_scales.to(dtype))  # [H, M], 1 / sigma^2
-    # H stands first in the product: one matrix product a head, with the centers as its right side
-    cross = torch.einsum("BTHP,HMP->BTHM", positions, centers * precision[..., None])
-    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [B, T, H, 1]
-    half_center = 0.5 * precision * centers.square().sum(-1)  # [H, M]
-    near = (cross - 0.5 * precision * squared_norm - half_center).clamp_min(FARTHEST)
-    # a token on its splat may seem nearer than near by rounding; that is taken off, but not from the gradient
-    return near - near.detach().clamp_min(0.0)
-
-
-def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
-    """Logarithm of each splat's Gaussian at each position: log alpha_m - |p - c_m|^2 / (2 sigma_m^2).
-
-    Example:
-        >>> splats = Splats(torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1))
-        >>> log_affinity(torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), splats).item()
-        -12.5
-    """
-    return splats.log_amplitudes.to(inner_dtype(positions.dtype)) + nearness(positions, splats)
-
-
-def compact_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
-    """Gaussians that end: log alpha_m - |p - c_m|^2 / (2 sigma_m^2) + log max(0, 1 - |p - c_m|^2 / tau_m^2).
-
-    A token out of reach of every splat goes to the nearest one, as if it were the only one; those of amplitude 0 do not
-    count. The kernel falls to 0 without a jump, so that the reach tau has a gradient.
-
-    Example:
-        >>> zero, one = torch.zeros(1, 2), torch.tensor([[0.0, 3.0]])
-        >>> splats = Splats(one[..., None], zero, zero, zero)  # at 0 and 3, both of reach 1
-        >>> compact_affinity(torch.tensor([0.5, 2.0, 5.0]).view(1, 3, 1, 1), splats).softmax(-1)[0, :, 0].tolist()
-        [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
-    """
-    near = nearness(positions, splats)
-    assert splats.log_reaches is not None, "the border has checked it"
-    scales, reaches = (part.to(near.dtype) for part in (splats.log_scales, splats.log_reaches))
-    share = -2.0 * near * torch.exp(2.0 * (scales - reaches))  # |p - c|^2 / tau^2
-    awake = splats.log_amplitudes > 0.5 * FARTHEST
-    within = ~(share >= 1) & awake  # a nan is let through, to show itself
-    kernel = torch.log1p(-share.masked_fill(~within, 0.0))
-    affinities = (splats.log_amplitudes.to(near.dtype) + near + kernel).masked_fill(~within, FARTHEST)
-    distance = (-2.0 * near.detach() * torch.exp(2.0 * scales.detach())).masked_fill(~awake, torch.inf)
-    nearest = torch.zeros_like(within).scatter(-1, distance.argmin(-1, keepdim=True), True)
-    alone = torch.where(nearest, 0.0, FARTHEST).to(near.dtype)
-    return torch.where(within.any(-1, keepdim=True), affinities, alone)
 
 
 def all_of_free(affinity: Callable[..., Tensor]) -> Callable[..., Float[Tensor, "B T H M"]]:
@@ -182,7 +125,7 @@ class Routing(NamedTuple):
     `affinity(positions, splats, bias)` gives the log-affinities to all splats, `nearest(positions, splats, bias,
     top_p)` the best of them (None: there is no top_p); `weights` makes send and receive weights of either.
     `running_mean` says what a splat holds: the mean of what was sent to it (True), or the plain sum (False). `kind` is
-    the type of its splats.
+    the type of its splats, and `ends` whether they have a reach.
     """
 
     affinity: Callable[..., Float[Tensor, "B T H M"]]
@@ -190,6 +133,7 @@ class Routing(NamedTuple):
     running_mean: bool
     nearest: Callable[..., Chosen] | None = None
     kind: type[Splats] | type[Lattice] = Splats
+    ends: bool = False
 
 
 ROUTINGS: dict[str, Routing] = {
@@ -198,7 +142,7 @@ ROUTINGS: dict[str, Routing] = {
     # the idea as first written down: raw Gaussians and plain sums, A (A^T V). Underflows to 0 for wide positions
     "gaussian": Routing(all_of_free(log_affinity), torch.exp, running_mean=False, nearest=nearest_of_all),
     # Gaussians that end at a learned distance
-    "compact": Routing(all_of_free(compact_affinity), posterior, running_mean=True),
+    "compact": Routing(all_of_free(compact_affinity), posterior, running_mean=True, ends=True),
     # all pairs of two small sets of points: very many splats, of which the nearest are found exactly
     "lattice": Routing(all_of_lattice, posterior, running_mean=True, nearest=nearest_of_lattice, kind=Lattice),
     # many splats that lie anywhere, of which near ones are found by way of groups

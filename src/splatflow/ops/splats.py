@@ -127,12 +127,12 @@ def each(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
     return type(tokens)(*parts)  # type: ignore[arg-type]  # the named tuples, each of its own parts
 
 
-def split(tokens: Tokens, sizes: Sequence[int]) -> list[Tokens]:
-    """The tokens in pieces of these sizes.
+def split(tokens: Tokens, sizes: Sequence[int], dim: int = 1) -> list[Tokens]:
+    """The tokens in pieces of these sizes; or, with `dim` 0, the sequences.
 
     A split, and no slices: the gradient of a slice is as large as the whole, which makes that of all slices quadratic.
     """
-    parts = [None if part is None else part.split(list(sizes), 1) for part in tokens]
+    parts = [None if part is None else part.split(list(sizes), dim) for part in tokens]
     return [
         type(tokens)(*(None if part is None else part[piece] for part in parts))  # type: ignore[arg-type]
         for piece in range(len(sizes))
