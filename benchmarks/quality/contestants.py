@@ -158,9 +158,13 @@ def step_operations(mixer: nn.Module, seq_len: int) -> int:
     touched = mixer.num_splats if mixer.top_p is None else mixer.top_p
     if mixer.listen is not None:  # what a splat listens for in its content, and what it says
         passes += 2
+    made = 0
+    if mixer.content_mlp is not None:  # once a chunk a SwiGLU of 2 D for each splat, and what it makes is read
+        width = mixer.value_dim
+        made = mixer.num_splats * width * (1 + 6 * width // mixer.lag)
     handed_on = mixer.num_splats**2 if len(mixer.hops) else 0  # receive weights times what splats make of each other
     near = window * (mixer.position_dim + mixer.value_dim)
-    return mixer.num_heads * (routings + passes * touched * mixer.value_dim + handed_on + near)
+    return mixer.num_heads * (routings + passes * touched * mixer.value_dim + handed_on + made + near)
 
 
 @lru_cache

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from .intervals import Interval, interval, paired
+from .parts import HEADER, lines_of_parts
 from .pictures import PICTURES, SUBJECTS, draw, file_name
 from .plan import RATES, Experiment, Rows, chosen_rate, decided, fresh_rows, swept
 from .remarks import HOW_TO_READ, REMARKS
@@ -38,6 +39,8 @@ def page(rows: Rows, pictures: Iterable[str]) -> str:
     counted = f"{len(rows)} runs, {seconds / 3600:.1f} hours of one core or GPU, on {'; '.join(machines)}"
     parts = ["# Results", HOW_TO_READ, f"The ledger holds {counted}. Commits: {', '.join(commits)}."]
     parts += ["## Where splat attention stands", standings_table(rows), REMARKS["standings"]]
+    if parts_measured := lines_of_parts(rows):
+        parts += ["## What each part of the idea is worth", markdown(HEADER, parts_measured), REMARKS["parts"]]
     waiting = [*pictures]
     for tier, experiments in TIERS.items():
         for experiment in experiments:
