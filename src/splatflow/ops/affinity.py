@@ -23,22 +23,37 @@ if TYPE_CHECKING:
 FARTHEST = -1e30
 
 
-def nearness(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
-    """-|p - c_m|^2 / (2 sigma_m^2), the exponent of each splat's Gaussian at each position.
+def scores(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
+    """`log_affinity` but for rounding, which may put a token on its splat nearer than near: for a softmax.
 
-    Computed in fp32 or wider by the expanded square, so nothing of size T x M x P exists. The square cannot turn
-    negative by rounding. Scales from 1e-8 to 1e8 are safe in fp32; far outside of that a square may overflow to NaN.
+    Computed in fp32 or wider by the expanded square, so nothing of size T x M x P exists. Scales from 1e-8 to 1e8 are
+    safe in fp32; far outside of that a square may overflow to NaN.
     """
     dtype = inner_dtype(positions.dtype)
-    positions, centers = positions.to(dtype), splats.centers.to(dtype)
-    precision = torch.exp(-2.0 * splats.log_scales.to(dtype))  # [H, M], 1 / sigma^2
-    # H stands first in the product: one matrix product a head, with the centers as its right side
-    cross = torch.einsum("BTHP,HMP->BTHM", positions, centers * precision[..., None])
-    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [B, T, H, 1]
-    half_center = 0.5 * precision * centers.square().sum(-1)  # [H, M]
-    near = (cross - 0.5 * precision * squared_norm - half_center).clamp_min(FARTHEST)
-    # a token on its splat may seem nearer than near by rounding; that is taken off, but not from the gradient
+    return _expanded(positions.to(dtype), splats, splats.log_amplitudes.to(dtype)).clamp_min(FARTHEST)
+
+
+def nearness(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:
+    """-|p - c_m|^2 / (2 sigma_m^2), the exponent of each splat's Gaussian at each position; never above 0."""
+    dtype = inner_dtype(positions.dtype)
+    near = _expanded(positions.to(dtype), splats, torch.zeros_like(splats.log_scales, dtype=dtype)).clamp_min(FARTHEST)
+    # what rounding has put above 0 is taken off, but not from the gradient
     return near - near.detach().clamp_min(0.0)
+
+
+def _expanded(
+    positions: Float[Tensor, "B T H P"], splats: Splats, constant: Float[Tensor, "H M"]
+) -> Float[Tensor, "B T H M"]:
+    """constant - |p|^2 / (2 sigma^2) + <p, c> / sigma^2 - |c|^2 / (2 sigma^2): one pass and one product a head."""
+    batch, num_tokens = positions.shape[:2]
+    positions, centers = positions.flatten(0, 1).transpose(0, 1), splats.centers.to(positions.dtype)
+    precision = torch.exp(-2.0 * splats.log_scales.to(positions.dtype))  # [H, M]
+    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [H, B T, 1]
+    constant = constant - 0.5 * precision * centers.square().sum(-1)
+    without = torch.addcmul(constant[:, None], squared_norm, -0.5 * precision[:, None])
+    return (
+        without.baddbmm_(positions, (centers * precision[..., None]).mT).unflatten(1, (batch, num_tokens)).movedim(0, 2)
+    )
 
 
 def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:

@@ -113,7 +113,7 @@ def _mix_block(
     output, state = mix_chunks(
         in_chunks(router.send(sources).transpose(1, 2), length),
         in_chunks(router.receive(targets).transpose(1, 2), length),
-        in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length),
+        in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length).contiguous(),  # for several products
         None if sources.log_decay is None else in_chunks(sources.log_decay.transpose(1, 2), length),
         state,
         router.routing.running_mean,
@@ -175,7 +175,7 @@ def mix_chunks(
         mass, total, state = running_state(send.sum(3), send.mT @ values, None, state)
         mass_here = mass[..., None, :] + send.cumsum(3)
         read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
-        output = (read @ send.mT).tril() @ values + read @ total
+        output = _plus((read @ send.mT).tril_() @ values, read, total)
         if transform is not None:
             heard = _heard(total, transform) + (send * _listened(values, transform)).cumsum(3)
             output = output + (read * heard) @ transform.say[:, None]
@@ -186,11 +186,18 @@ def mix_chunks(
     kept = log_decay.cumsum(3).exp()  # what is left, at a token, of the state before its chunk
     mass_here = kept * mass[..., None, :] + decayed_cumsum(send, log_decay)
     read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
-    output = decayed_scores(read, send, log_decay) @ values + (read * kept) @ total
+    output = _plus(decayed_scores(read, send, log_decay) @ values, read * kept, total)
     if transform is not None:
         sent = decayed_cumsum(send * _listened(values, transform), log_decay)
         output = output + (read * (kept * _heard(total, transform) + sent)) @ transform.say[:, None]
     return output, state
+
+
+def _plus(
+    terms: Float[Tensor, "B H N C D"], read: Float[Tensor, "B H N C M"], total: Float[Tensor, "B H N M D"]
+) -> Float[Tensor, "B H N C D"]:
+    """terms + read @ total, in the place of the terms."""
+    return terms.flatten(0, 2).baddbmm_(read.flatten(0, 2), total.flatten(0, 2)).view_as(terms)
 
 
 def _listened(values: Float[Tensor, "B H N C D"], transform: Transform) -> Float[Tensor, "B H N C M"]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .affinity import FARTHEST, compact_affinity, log_affinity
+from .affinity import FARTHEST, compact_affinity, log_affinity, scores
 from .lattice import affinity_of_pairs, lattice_halves
 from .search import best, best_pairs, groups_of
 from .splats import Lattice, Sources, Splats, Targets, inner_dtype
@@ -116,7 +116,7 @@ def affinity_at(
 
 def posterior(log_affinities: Float[Tensor, "B T H N"]) -> Float[Tensor, "B T H N"]:
     """The share of each splat in a token: the posterior of a Gaussian mixture (the E step of EM)."""
-    return log_affinities.softmax(-1)
+    return log_affinities.movedim(2, 0).softmax(-1).movedim(0, 2)  # as they lie in memory, heads first
 
 
 class Routing(NamedTuple):
@@ -138,7 +138,7 @@ class Routing(NamedTuple):
 
 ROUTINGS: dict[str, Routing] = {
     # the default: shares that sum to 1, and the running mean of what was sent
-    "mixture": Routing(all_of_free(log_affinity), posterior, running_mean=True, nearest=nearest_of_all),
+    "mixture": Routing(all_of_free(scores), posterior, running_mean=True, nearest=nearest_of_all),
     # the idea as first written down: raw Gaussians and plain sums, A (A^T V). Underflows to 0 for wide positions
     "gaussian": Routing(all_of_free(log_affinity), torch.exp, running_mean=False, nearest=nearest_of_all),
     # Gaussians that end at a learned distance
@@ -146,7 +146,7 @@ ROUTINGS: dict[str, Routing] = {
     # all pairs of two small sets of points: very many splats, of which the nearest are found exactly
     "lattice": Routing(all_of_lattice, posterior, running_mean=True, nearest=nearest_of_lattice, kind=Lattice),
     # many splats that lie anywhere, of which near ones are found by way of groups
-    "grouped": Routing(all_of_free(log_affinity), posterior, running_mean=True, nearest=nearest_of_groups),
+    "grouped": Routing(all_of_free(scores), posterior, running_mean=True, nearest=nearest_of_groups),
 }
 
 
