@@ -26,7 +26,7 @@ def random_tokens():
     ("name", "settings"),
     [
         ("hybrid", {"mixer": "splat", "window_size": 32, "num_splats": 16, "routing": "mixture", "decay": "head"}),
-        ("lattice", {"window_size": 0, "num_splats": 4096, "routing": "lattice", "splat_top_p": 4, "decay": None}),
+        ("lattice", {"window_size": 0, "num_splats": 4096, "routing": "lattice", "splat_top_p": 4, "decay": "head"}),
     ],
 )
 def test_a_preset_is_what_it_says(name, settings):

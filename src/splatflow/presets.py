@@ -14,8 +14,8 @@ from splatflow.requirements import require_one_of
 PRESETS: dict[str, dict[str, Any]] = {
     # near tokens exactly, far ones through few splats
     "hybrid": {"window_size": 32, "num_splats": 16},
-    # very many splats, of which a token touches four; with a decay the work would grow with their number
-    "lattice": {"routing": "lattice", "num_splats": 4096, "splat_top_p": 4, "decay": None},
+    # very many splats, of which a token touches four
+    "lattice": {"routing": "lattice", "num_splats": 4096, "splat_top_p": 4},
 }
 
 
