@@ -1,7 +1,7 @@
 # make demo: train a splat model and its softmax twin on text that every Python has, and compare them.
 # make test: what CI runs.
 # make gpu: on a machine with a GPU, without a build or a network: kernel checks, speed, quality, in under 9 minutes.
-#   Its pieces, each of which goes on where it stopped: make gpu-check (2), gpu-speed (8.5), gpu-quality (8.5 minutes).
+#   Pieces, each of which goes on where it stopped: make gpu-check (2 minutes), gpu-speed (8.5), gpu-quality (8.5).
 #   GPU="--minutes 5 --results FOLDER --wikitext TRAIN HELDOUT" is passed on. Without a GPU it is a dry run on the CPU.
 # make speed: the table of speed on this machine, 9 minutes, and docs/speed.md made of it.
 PYTHON ?= python3

@@ -4,9 +4,9 @@
     make gpu-check; make gpu-speed; make gpu-quality
     make gpu GPU="speed quality --minutes 5 --results FOLDER --wikitext TRAIN HELDOUT"
 
-Each piece goes on where it stopped, so that it may be called as often as there is time. Flags that are not known here
-are those of `benchmarks.quality`. Where there is no GPU the pieces are run on the CPU, once and as small as they go,
-and their figures are thrown away. Nothing is built, installed or fetched.
+Each piece goes on where it stopped, so that it may be called as often as there is time. Where there is no GPU the pieces
+are run on the CPU, once and as small as they go, and their figures are thrown away. Nothing is built, installed or
+fetched.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 TIMED = ("operator", "memory", "decode", "training", "generation")
+CORPORA = ("wikitext", "novels")
 GRACE = 30.0  # seconds beyond its time, after which a piece is stopped
 
 
@@ -72,7 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("pieces", nargs="*", help=f"of {', '.join(PIECES)}; all of them if none is named")
     parser.add_argument("--minutes", type=float, default=8.5, help="for all pieces together (%(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the ledgers (%(default)s)")
-    options, of_quality = parser.parse_known_args(arguments)
+    for corpus in CORPORA:
+        parser.add_argument(f"--{corpus}", nargs=2, metavar=("TRAIN", "HELDOUT"), help="for quality")
+    options = parser.parse_args(arguments)
+    of_quality = []
+    for corpus in CORPORA:
+        if getattr(options, corpus) is not None:
+            of_quality += [f"--{corpus}", *getattr(options, corpus)]
     if unknown := [name for name in options.pieces if name not in PIECES]:
         parser.error(f"no piece {', '.join(map(repr, unknown))}, expected some of {', '.join(PIECES)}")
     chosen = options.pieces or [*PIECES]

@@ -61,7 +61,7 @@ def of_tokens(tokens: int, *lengths: int) -> tuple[tuple[int, int], ...]:
 
 
 SMALL_MODEL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_splats": 32}
-LARGER_MODEL = {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "num_splats": 64}
+LARGER_MODEL = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "num_splats": 64}
 TINY_MODEL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_splats": 7}
 
 SCALES = {

@@ -12,9 +12,10 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,8 +24,9 @@ import torch.nn.functional as F
 from splatflow.diagnostics.speed import random_splats
 from splatflow.ops import BACKENDS, Lattice, Splats, SplatState, splat_attention
 
-from .cases import Case, Scale
+from .cases import Case
 from .contenders import reason_of_refusal
+from .ledger import ROOT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,19 +56,19 @@ class Configuration(NamedTuple):
         return ", ".join(f"{name} {value}" for name, value in self._asdict().items() if value not in (None, False))
 
 
-def configurations(num_splats: tuple[int, ...]) -> list[Configuration]:
-    """What is timed, at lengths beside the edges of chunks; then odd sizes, and what only some backends do."""
-    made = []
+def configurations(num_splats: tuple[int, ...]) -> dict[int, list[Configuration]]:
+    """By number of splats what is timed, at lengths beside the edges of chunks; under 0 what is odd or for few."""
+    made = {}
     for count in num_splats:
-        made += [Configuration(197, count, causal=False), Configuration(2 * max(64, count) + 1, count)]
-        made += [Configuration(127, count, decay=decay, state=True) for decay in ("head", "splat")]
-        made += [Configuration(131, count, routing="compact"), Configuration(131, count, top_p=4)]
+        made[count] = [Configuration(197, count, causal=False), Configuration(2 * max(64, count) + 1, count)]
+        made[count] += [Configuration(127, count, decay=decay, state=True) for decay in ("head", "splat")]
+        made[count] += [Configuration(131, count, routing="compact"), Configuration(131, count, top_p=4)]
     odd = {"position_dim": 6, "value_dim": 5, "gate": True, "state": True}
-    made += [Configuration(67, 7, causal=causal, **odd) for causal in (True, False)]
-    made += [Configuration(64, 7, decay=decay, **odd) for decay in (None, "head", "splat")]
-    made += [Configuration(131, 7, routing="gaussian", **odd), Configuration(131, 7, routing="compact", **odd)]
-    made += [Configuration(67, 37, routing="mixture", top_p=4, **odd)]
-    made += [Configuration(67, 49, routing="lattice", top_p=4, decay=decay, **odd) for decay in (None, "head")]
+    made[0] = [Configuration(67, 7, causal=causal, **odd) for causal in (True, False)]
+    made[0] += [Configuration(64, 7, decay=decay, **odd) for decay in (None, "head", "splat")]
+    made[0] += [Configuration(131, 7, routing="gaussian", **odd), Configuration(131, 7, routing="compact", **odd)]
+    made[0] += [Configuration(67, 37, routing="mixture", top_p=4, **odd)]
+    made[0] += [Configuration(67, 49, routing="lattice", top_p=4, decay=decay, **odd) for decay in (None, "head")]
     return made
 
 
@@ -150,7 +152,9 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic.*")  # it is the filling that is wanted
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = filling
@@ -199,9 +203,18 @@ def check(backend: str, device: str, asked: list[Configuration], seed: int) -> d
     return {"result": "right", "calls": num_checked, **greatest}
 
 
-def check_case(backend: str, scale: Scale, device: str) -> Case:
+def check_case(name: str, num_splats: int, device: str) -> Case:
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in TOLERANCES)
-    return Case("check", backend, 0, True, "all", B, 0, H, scale.head_dim, device, dtypes)
+    return Case("check", name, num_splats, True, "all", B, 0, H, 64, device, dtypes)
+
+
+def jobs(num_splats: tuple[int, ...], device: str, seed: int) -> Iterator[tuple[Case, Callable[[], dict[str, Any]]]]:
+    """All checks, each a row of its own, so that a call that is stopped does not begin again."""
+    asked = configurations(num_splats)
+    for backend in BACKENDS:
+        for count, some in asked.items():
+            yield check_case(backend, count, device), partial(check, backend, device, some, seed)
+    yield check_case(SANITIZER, 0, device), partial(sanitize, device)
 
 
 def sanitize(device: str) -> dict[str, Any]:
@@ -214,7 +227,7 @@ def sanitize(device: str) -> dict[str, Any]:
     flags = ["--tool", "memcheck", "--error-exitcode", str(FOUND)]
     command = [SANITIZER, *flags, sys.executable, "-m", "benchmarks.speed.checks", *ours]
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=SANITIZER_SECONDS)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=SANITIZER_SECONDS, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return {"result": "left out", "reason": f"{SANITIZER} had not finished after {SANITIZER_SECONDS} s"}
     if finished.returncode == 0:

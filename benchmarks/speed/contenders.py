@@ -52,7 +52,7 @@ class Drawn:
 
     @cached_property
     def output_gradient(self) -> Float[Tensor, "B T H D"]:
-        return torch.randn_like(self.qkv[2])
+        return self.normal(*self.qkv[2].shape)
 
     @cached_property
     def heads_first(self) -> tuple[Tensor, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,14 +16,13 @@ from splatflow.diagnostics import machine, peak_memory
 from splatflow.ops import BACKENDS
 
 from .cases import Case, Scale, groups, kind_of, label, size_of
-from .checks import check, check_case, configurations, sanitize
+from .checks import PLAIN, SANITIZER, jobs
 from .clock import Call, Clock, bounded_memory, outcome, quick_collections, summary
 from .contenders import contenders
 from .ledger import Row, append, finished, versions
 from .subjects import SUBJECTS, power_of, state_of
 
 PIECES = ("check", *SUBJECTS)
-SANITIZED = "compute-sanitizer"
 LIMIT = "over the limit"
 MOST_COPIED = 2**30  # bytes moved; from there on a copy takes as long as it has bytes
 
@@ -71,47 +70,57 @@ class Run:
 def run(asked: Run) -> int:
     """All pieces that were asked for, until the time is over; the exit status: 1 if splats are wrong or fail."""
     print(", ".join(f"{name} {value}" for name, value in machine().items()), versions(), sep="; ", flush=True)
-    wrong = check_all(asked)
-    left = 0
+    found = check_all(asked)
+    left = len(found.unchecked - {"auto"})
     with bounded_memory(asked.device), quick_collections():
-        for group in all_groups(asked):
-            if waiting := [case for case in group if case not in asked.known]:
-                if asked.is_late:
-                    left += len(waiting)
-                else:
-                    measure_group(asked, waiting, wrong)
+        for group in all_groups(asked, found):
+            waiting = [case for case in group if case not in asked.known]
+            ready = [case for case in waiting if found.forbid(case) != "unchecked"]
+            if ready and not asked.is_late:
+                measure_group(asked, ready, found)
+            left += sum(case not in asked.known for case in waiting)
     print(f"{left} figures left for another call, the time is over" if left else "all figures are in the ledger")
     failed = [case for case, row in asked.known.items() if row["result"] == "failed" and is_ours(case)]
-    return int(bool(wrong or failed))
+    return int(bool(found.wrong or failed))
 
 
 def is_ours(case: Case) -> bool:
     return case.what.startswith("splat")
 
 
-def check_all(asked: Run) -> set[str]:
-    """Checks each backend that no earlier call of the same code has; the names of those that are wrong."""
-    if not {"check", "operator", "memory", "decode"} & {*asked.pieces}:
-        return set()
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {
-        backend: lambda backend=backend: check(
-            backend, asked.device, configurations(asked.scale.num_splats), asked.seed
-        )
-        for backend in BACKENDS
-    }
-    jobs[SANITIZED] = lambda: sanitize(asked.device)
-    for name, job in jobs.items():
-        case = check_case(name, asked.scale, asked.device)
-        if case not in asked.known:
+class Found(NamedTuple):
+    """What the checks say: backends that are wrong, and those of which something is still to be checked."""
+
+    wrong: set[str]
+    unchecked: set[str]
+
+    def forbid(self, case: Case) -> str | None:
+        """ "wrong" or "unchecked" if splats of this case must not be timed."""
+        backend = backend_of(case)
+        return next((kind for kind, names in self._asdict().items() if is_ours(case) and backend in names), None)
+
+
+def check_all(asked: Run) -> Found:
+    """Makes the checks that no earlier call has made of the same code."""
+    found = Found(set(), set())
+    for case, job in jobs(asked.scale.num_splats, asked.device, asked.seed):
+        if case not in asked.known and not asked.is_late:
             measured, failure = outcome(job, asked.device)
-            # a backend that cannot even be called is not timed either
+            # what cannot even be called is wrong
             asked.record(case, measured if failure is None else {**failure, "result": "wrong"})
-    checked = {name: asked.known[check_case(name, asked.scale, asked.device)]["result"] for name in jobs}
-    wrong = {name for name, result in checked.items() if result == "wrong"}
-    return {*wrong, "auto"} if wrong else wrong
+        if case not in asked.known:
+            found.unchecked.add(case.what)
+        elif asked.known[case]["result"] == "wrong":
+            found.wrong.add(case.what)
+    if SANITIZER in found.wrong:
+        found.wrong.update(name for name in BACKENDS if name not in PLAIN)
+    for names in found:
+        if names:
+            names.add("auto")  # may be any of them
+    return found
 
 
-def all_groups(asked: Run) -> Iterator[list[Case]]:
+def all_groups(asked: Run, found: Found) -> Iterator[list[Case]]:
     """Groups of the pieces asked for, without who cannot take part, which is said once."""
     told: set[tuple[str, str]] = set()
     for group in groups(asked.scale, asked.device, lambda s, causal: SUBJECTS[s].names(asked.scale.num_splats, causal)):
@@ -119,7 +128,7 @@ def all_groups(asked: Run) -> Iterator[list[Case]]:
             continue
         able = []
         for case in group:
-            reason = refused(case)
+            reason = None if found.forbid(case) else refused(case, asked.device)
             if reason is None:
                 able.append(case)
                 continue
@@ -130,8 +139,12 @@ def all_groups(asked: Run) -> Iterator[list[Case]]:
         yield able
 
 
-def refused(case: Case) -> str | None:
-    return contenders()[case.what].supports(case) if case.subject in ("operator", "memory") else None
+def refused(case: Case, device: str) -> str | None:
+    """Why who does this cannot; None too if the question fails, for then the measurement will say how."""
+    if case.subject not in ("operator", "memory"):
+        return None
+    reason, _ = outcome(lambda: contenders()[case.what].supports(case), device)
+    return reason
 
 
 def backend_of(case: Case) -> str | None:
@@ -139,14 +152,14 @@ def backend_of(case: Case) -> str | None:
     return contenders()[case.what].backend if case.subject in ("operator", "memory") else "auto"
 
 
-def measure_group(asked: Run, group: list[Case], wrong: set[str]) -> None:
+def measure_group(asked: Run, group: list[Case], found: Found) -> None:
     """A first call of each, its memory, then all in rounds with a copy of the bytes that have to be moved."""
     subject = SUBJECTS[group[0].subject]
     print(f"{group[0].subject}, {size_of(group[0])}, causal {group[0].causal}, {group[0].passes}:", flush=True)
     shared, failure = outcome(lambda: subject.begin(group[0], asked.scale, asked.seed), asked.device)
     ready: dict[Case, tuple[Call, dict[str, Any]]] = {}
     for case in group:
-        if backend_of(case) in wrong and is_ours(case):
+        if found.forbid(case) == "wrong":
             asked.record(case, {"result": "not timed", "reason": "a check found it wrong"})
         elif (expected := expected_seconds(case, asked.known)) > asked.scale.limit:
             told = f"expected to take {expected:.0f} s, more than {asked.scale.limit:g} s"
@@ -154,11 +167,11 @@ def measure_group(asked: Run, group: list[Case], wrong: set[str]) -> None:
         elif failure is not None:
             asked.record(case, failure)
         elif not asked.is_late:
-            found, failed = outcome(lambda case=case: begin(asked, shared, case), asked.device)
-            if failed is not None or found[0] is None:
-                asked.record(case, failed or found[1])
+            begun, failed = outcome(lambda case=case: begin(asked, shared, case), asked.device)
+            if failed is not None or begun[0] is None:
+                asked.record(case, failed or begun[1])
             else:
-                ready[case] = found
+                ready[case] = begun
     if ready:
         time_group(asked, ready)
     del shared, ready

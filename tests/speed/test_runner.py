@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import clock, contenders, ledger, runner, subjects
+from benchmarks.speed import checks, clock, contenders, ledger, runner, subjects
 from benchmarks.speed.cases import FORWARD, SCALES, Case, groups
 from benchmarks.speed.checks import Configuration
 from benchmarks.speed.ledger import read_ledger
@@ -25,7 +25,7 @@ ONE_SIZE = SCALES["tiny"]._replace(sizes=((2, 37),), seconds=0.001)
 @pytest.fixture
 def one_size(monkeypatch):
     monkeypatch.setitem(SCALES, "tiny", ONE_SIZE)
-    monkeypatch.setattr(runner, "configurations", lambda num_splats: FEW)
+    monkeypatch.setattr(checks, "configurations", lambda num_splats: {16: FEW})
     monkeypatch.setattr(contenders, "LONGEST_DEFINITION", 1)
 
 
@@ -60,7 +60,7 @@ def test_a_whole_run_fills_a_ledger_and_a_second_one_measures_nothing(one_size, 
     assert "--seed 7" in rows[0]["command"]
 
     monkeypatch.setattr(runner, "measure_group", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(runner, "check", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(checks, "check", lambda *_: pytest.fail("checked again"))
     assert run(path, "--tiny", "--device", "cpu") == 0
     assert len(read_ledger(path)) == len(rows)
 
@@ -68,8 +68,8 @@ def test_a_whole_run_fills_a_ledger_and_a_second_one_measures_nothing(one_size, 
 def test_a_run_goes_on_where_it_stopped(one_size, tmp_path, capsys):
     path = tmp_path / "speed.jsonl"
     assert run(path, minutes=0) == 0
-    assert {row["case"].subject for row in read_ledger(path)} == {"check", "contender"}  # no time, nothing timed
-    assert "figures left for another call" in capsys.readouterr().out
+    assert {row["case"].subject for row in read_ledger(path)} <= {"contender"}  # no time: nothing checked or timed
+    assert "left for another call" in capsys.readouterr().out
     assert run(path) == 0
     whole = read_ledger(path)
     assert "all figures are in the ledger" in capsys.readouterr().out
@@ -103,7 +103,35 @@ def test_a_wrong_backend_is_not_timed(one_size, tmp_path, monkeypatch):
     assert run(path) == 1
     assert results(path, "planted") == {"wrong"}
     assert results(path, "splats (planted)") == {"not timed"}
-    assert results(path, "splats with decay") == {"left out", "not timed"}  # its backend may be the wrong one
+    assert results(path, "splats with decay") == {"not timed"}  # its backend may be the wrong one
+    assert results(path, "splats (chunked)") == {"measured"}
+
+
+def test_a_backend_that_is_not_checked_yet_is_not_timed(one_size, tmp_path, monkeypatch):
+    path = tmp_path / "speed.jsonl"
+    monkeypatch.setattr(runner, "check_all", lambda asked: runner.Found(set(), {"chunked", "auto"}))
+    assert run(path) == 0
+    assert results(path, "splats (chunked)") == set()
+    assert results(path, "softmax (torch)") == {"measured"}
+
+
+def test_a_backend_that_breaks_when_it_is_asked_is_wrong(one_size, tmp_path, monkeypatch):
+    def function(*arguments, **options):
+        raise RuntimeError("it did not compile")
+
+    monkeypatch.setitem(BACKENDS, "broken", Backend(function, lambda router, *, log_decay: None))
+    path = tmp_path / "speed.jsonl"
+    assert run(path) == 1
+    assert results(path, "broken") == {"wrong"}
+    assert results(path, "splats (broken)") == {"not timed"}
+
+
+def test_what_the_sanitizer_finds_forbids_all_that_have_kernels(one_size, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "with kernels", BACKENDS["chunked"])
+    monkeypatch.setattr(checks, "sanitize", lambda device: {"result": "wrong", "reason": "Invalid read"})
+    path = tmp_path / "speed.jsonl"
+    assert run(path) == 1
+    assert results(path, "splats (with kernels)") == {"not timed"}
     assert results(path, "splats (chunked)") == {"measured"}
 
 
