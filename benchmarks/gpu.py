@@ -4,9 +4,9 @@
     make gpu-check; make gpu-speed; make gpu-quality
     make gpu GPU="speed quality --minutes 5 --results FOLDER --wikitext TRAIN HELDOUT"
 
-Each piece goes on where it stopped, so that it may be called as often as there is time. Where there is no GPU the pieces
-are run on the CPU, once and as small as they go, and their figures are thrown away. Nothing is built, installed or
-fetched.
+Each piece goes on where it stopped, so that it may be called as often as there is time. Where there is no GPU the
+pieces are run on the CPU, once and as small as they go, and their figures are thrown away. Nothing is built, installed
+or fetched.
 """
 
 from __future__ import annotations

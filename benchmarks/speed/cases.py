@@ -70,14 +70,14 @@ SCALES = {
         num_heads=8,
         head_dim=64,
         num_splats=(16, 32, 64, 128),
-        sizes=of_tokens(16_384, 16_384, 8192, 65_536, 1024, 128, 4096, 262_144),
+        sizes=of_tokens(16_384, 16_384, 8192, 65_536, 1024, 128, 4096, 131_072),
         stored=(1024, 4096),
         contexts=tuple((1, length) for length in (1024, 16_384, 262_144, 4096, 65_536, 1_048_576)),
         model=SMALL_MODEL,
         trainings=of_tokens(16_384, 1024, 16_384, 4096, 65_536, 131_072),
         generations=tuple((1, length) for length in (1024, 16_384, 131_072, 4096, 65_536)),
-        limit=12.0,
-        seconds=4.0,
+        limit=8.0,
+        seconds=3.0,
         flushed=64 * 2**20,
     ),
     "cuda": Scale(
@@ -127,8 +127,7 @@ def groups(scale: Scale, device: str, names: Names) -> list[list[Case]]:
     decode = [("decode", True, FORWARD, size) for size in scale.contexts]
     training = [("training", True, BOTH, size) for size in scale.trainings]
     generation = [("generation", True, FORWARD, size) for size in scale.generations]
-    ordered = [*first, *memory, *decode[:3], *training[:2], *generation[:3], *others]
-    ordered += [*decode[3:], *training[2:], *generation[3:], *last]
+    ordered = [*first, *memory, *decode, *training[:2], *generation, *others, *training[2:], *last]
     made = []
     for subject, causal, passes, (batch, length) in ordered:
         rest = (

@@ -31,7 +31,7 @@ Tensors = tuple["Tensor", ...]
 
 SLOTS = 32  # of gated slot attention, which keeps a key and a value in each: as much as 64 splats hold
 DEFINITIONS = ("reference", "recurrent")  # backends that are there to be read, and timed on short sequences only
-LONGEST_DEFINITION = 128
+LONGEST_DEFINITION, LONGEST_STORED = 128, 2048
 
 
 class Drawn:
@@ -199,7 +199,7 @@ def _with_peers(case: Case) -> str | None:
 
 
 def _short(case: Case) -> str | None:
-    return None if case.subject == "memory" or case.seq_len <= 4096 else "it is meant for short sequences"
+    return None if case.subject == "memory" or case.seq_len <= LONGEST_STORED else "it is meant for short sequences"
 
 
 def _gated(name: str, draw: Callable[[Drawn], Tensors], state: Callable[[int, int, int], int] | None = None) -> Any:
@@ -250,7 +250,9 @@ def names(num_splats: tuple[int, ...], causal: bool) -> Iterator[tuple[str, int]
     for name, row in contenders().items():
         if row.backend is None:
             yield name, 0
-        elif row.backend != "auto":
-            yield from ((name, count) for count in num_splats)
-        else:
+        elif row.backend in DEFINITIONS:
+            yield name, num_splats[0]
+        elif row.backend == "auto":
             yield name, num_splats[len(num_splats) // 2]
+        else:
+            yield from ((name, count) for count in num_splats)
