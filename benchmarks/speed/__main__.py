@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="a dry run of a minute: smallest sizes, no figures of worth"
     )
-    parser.add_argument("--fresh", action="store_true", help="measure again what the ledger holds")
+    parser.add_argument("--fresh", action="store_true", help="measure again, in this call, what the ledger holds")
     parser.add_argument("--seed", type=int, help="of all inputs; drawn if not given, and recorded")
     return parser.parse_args(arguments)
 
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not options.minutes >= 0 or math.isinf(options.minutes):
             raise ValueError(f"--minutes is {options.minutes:g}, expected a number from 0 on")
+        if options.tiny and options.record == LEDGER:
+            raise ValueError("--tiny gives no figures of worth, expected --record with a file of its own")
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device is cuda, and torch sees no GPU")
         rows = read_ledger(options.record)

@@ -23,7 +23,10 @@ Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 LEDGER = ROOT / "benchmarks" / "results" / "speed.jsonl"
-MEASURED_CODE = ("src/splatflow/ops", "src/splatflow/nn", "src/splatflow/models", "benchmarks/speed")
+MEASURED_CODE = (
+    *("src/splatflow/ops", "src/splatflow/nn", "src/splatflow/models", "benchmarks/speed"),
+    *("src/splatflow/diagnostics/measure.py", "src/splatflow/diagnostics/speed.py"),
+)
 PRESENTATION = ("report.py", "pictures.py", "targets.py", "__main__.py")  # of benchmarks/speed
 FIELDS = ("result", "date", "machine", "versions", "commit", "code", "command", "seed")
 PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention")
@@ -117,8 +120,8 @@ def versions() -> str:
 def code_digest() -> str:
     """Of all files that a figure depends on: the first 12 digits of a hash of their names and contents."""
     digest = hashlib.sha256()
-    for folder in MEASURED_CODE:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if not (folder == "benchmarks/speed" and path.name in PRESENTATION):
+    for name in MEASURED_CODE:
+        for path in sorted((ROOT / name).rglob("*.py")) or [ROOT / name]:
+            if path.parent.name != "speed" or path.name not in PRESENTATION:
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -94,13 +94,15 @@ def circumstances(rows: list[Row]) -> str:
 
 
 def checks(rows: list[Row]) -> str:
-    """A line for each backend."""
+    """A line for each check of a backend."""
     lines = []
     for row in rows:
         if row["case"].subject == "check":
             of_calls = [str(row.get("calls", ""))]
             errors = [f"{row[name]:.1e}" if name in row else "" for name in ("output", "gradient")]
-            lines.append([row["case"].what, *of_calls, *errors, f"**{row['result']}** {row.get('reason', '')}".strip()])
+            lines.append(
+                [label(row["case"]), *of_calls, *errors, f"**{row['result']}** {row.get('reason', '')}".strip()]
+            )
     return markdown(["checked", "calls", "greatest error, fp32", "of a gradient", ""], lines)
 
 

@@ -113,7 +113,7 @@ def test_report_writes_the_page_of_a_ledger_and_removes_old_pictures(tmp_path, m
     page = report.PAGE.read_text()
     assert "### Decoding one token" in page
     assert "| splat model |" in page
-    assert "| chunked" in page
+    assert "| chunked, M = 16 |" in page
     assert "flash-linear-attention" not in page  # nobody asked for its operators
     assert not (tmp_path / "pictures" / "speed-old.svg").exists()
 

@@ -211,6 +211,7 @@ def test_groups_hold_one_size_and_the_most_important_come_first():
         (["--minutes", "-1"], "--minutes is -1"),
         (["--minutes", "nan"], "--minutes is nan"),
         (["report"], "holds no rows"),
+        (["--tiny", "--record", str(ledger.LEDGER)], "--tiny gives no figures of worth"),
     ],
 )
 def test_a_wrong_call_is_told(flags, told, tmp_path, capsys):
@@ -248,6 +249,26 @@ def test_inputs_differ_from_set_to_set_and_not_from_call_to_call():
     assert first.qkv[0].equal(again.qkv[0])
     assert not first.qkv[0].equal(second.qkv[0])
     assert first.heads_first[2].transpose(1, 2).equal(first.qkv[2])
+
+
+def test_the_digest_is_of_what_is_measured(tmp_path, monkeypatch):
+    """A change of the operator counts, one of the page does not."""
+    names = ("src/splatflow/ops/a.py", "src/splatflow/diagnostics/measure.py", "src/splatflow/diagnostics/speed.py")
+    for name in (*names, "benchmarks/speed/clock.py", "benchmarks/speed/report.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for room in ("nn", "models"):
+        (tmp_path / "src" / "splatflow" / room).mkdir()
+        (tmp_path / "src" / "splatflow" / room / "b.py").write_text("")
+    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    before = ledger.code_digest()
+    (tmp_path / "benchmarks/speed/report.py").write_text("changed")
+    assert ledger.code_digest() == before
+    for name in (*names, "benchmarks/speed/clock.py", "src/splatflow/nn/b.py"):
+        (tmp_path / name).write_text("changed")
+        after = ledger.code_digest()
+        assert after != before, name
+        before = after
 
 
 def test_a_line_that_is_no_row_is_told_with_its_number(tmp_path):
