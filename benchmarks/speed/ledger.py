@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ MEASURED_CODE = (
     *("src/splatflow/diagnostics/measure.py", "src/splatflow/diagnostics/speed.py"),
 )
 PRESENTATION = ("report.py", "pictures.py", "targets.py", "__main__.py")  # of benchmarks/speed
-FIELDS = ("result", "date", "machine", "versions", "commit", "code", "command", "seed")
+FIELDS = ("result", "date", "machine", "versions", "commit", "code", "load", "command", "seed")
 PACKAGES = ("torch", "triton", "transformers", "flash-linear-attention")
 
 
@@ -90,6 +91,7 @@ def append(path: Path, case: Case, measured: dict[str, Any], *, command: str, se
         **measured,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **circumstances(),
+        "load": round(os.getloadavg()[0], 1),  # what else ran, over the last minute
         "command": command,
         "seed": seed,
     }

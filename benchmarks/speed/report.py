@@ -89,7 +89,9 @@ def circumstances(rows: list[Row]) -> str:
     codes = sorted({row["code"] for row in rows})
     dates = sorted(row["date"][:10] for row in rows)
     seeds = sorted({row["seed"] for row in rows})
+    loads = sorted(row["load"] for row in rows)
     first = f"{len(rows)} rows from {dates[0]} to {dates[-1]}, with {'; '.join(versions)}."
+    first += f" Load of the machine, the measurement included: {loads[0]:g} to {loads[-1]:g}."
     return f"{first} Commits: {', '.join(commits)} (code {', '.join(codes)}). Seeds: {', '.join(map(str, seeds))}."
 
 

@@ -87,11 +87,12 @@ def test_a_piece_whose_package_is_missing_is_left_out_aloud(monkeypatch, capsys)
 
 def test_what_make_calls_is_what_there_is():
     """The Makefile's commands, without running them."""
-    shown = subprocess.run(["make", "-n", "gpu", "gpu-check", "gpu-speed"], cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "-n", "gpu", "gpu-check", "gpu-speed"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     first, check, speed = shown.stdout.strip().splitlines()
-    assert first.endswith("-m benchmarks.gpu ") or first.endswith("-m benchmarks.gpu")
-    assert "benchmarks.gpu check" in check
+    assert first.strip().endswith("-m benchmarks.gpu")
+    assert "benchmarks.gpu check --minutes 2" in check
     assert "benchmarks.gpu speed" in speed
 
 

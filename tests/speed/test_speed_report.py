@@ -25,7 +25,7 @@ def row(case, machine=MACHINE, **measured):
         "commit": "abc",
         "code": "def",
     }
-    return {"case": case, **given, **measured, **rest, "command": "python", "seed": 7}
+    return {"case": case, **given, **measured, **rest, "load": 1.0, "command": "python", "seed": 7}
 
 
 def test_the_page_in_docs_is_made_of_the_ledger():

@@ -55,7 +55,7 @@ def test_a_whole_run_fills_a_ledger_and_a_second_one_measures_nothing(one_size, 
     assert all(0 < row["low"] <= row["seconds"] <= row["high"] for row in timed)
     assert all(row["rounds"] >= 3 and row["floor"] > 0 and row["bytes"] > 0 for row in timed)
     assert {row["least_bytes"] for row in timed if row["case"].passes == FORWARD} == {4 * 2 * 37 * 2 * 16 * 4}
-    for field in ("machine", "versions", "commit", "code"):
+    for field in ("machine", "versions", "commit", "code", "load"):
         assert rows[0][field]
     assert "--seed 7" in rows[0]["command"]
 
