@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 B, H = 2, 2
 # relative errors: fp32 may not be tf32, bf16 is that of its products; gradients sum over more
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 2e-2)}
+# where a token lies at the very edge of a reach, the definition in the same type is as far off: twice that is right too
+MOST_RELIEF = 10
 PLAIN = ("reference", "recurrent", "sparse", "reach", "chunked")  # backends without kernels of their own
 SANITIZER, FOUND, SANITIZER_SECONDS = "compute-sanitizer", 99, 120
 
@@ -194,6 +196,10 @@ def check(backend: str, device: str, asked: list[Configuration], seed: int) -> d
                 kind = "gradient" if name.startswith("d ") else "output"
                 tolerance = tolerances[kind == "gradient"]
                 if not error <= tolerance:  # NaN is wrong too
+                    with one_thread():
+                        plain = errors(configuration, "reference", device, dtype, seed + number)
+                    tolerance = max(tolerance, min(2 * plain[name], MOST_RELIEF * tolerance))
+                if not error <= tolerance:
                     told = f"{configuration}: {name} is off by {error:.1e} in {dtype}, expected at most {tolerance:g}"
                     return {"result": "wrong", "reason": told, "calls": num_checked}
                 if dtype == torch.float32:
