@@ -73,6 +73,8 @@ def test_peak_memory_leaves_out_what_is_cached_on_the_first_call():
         return torch.empty(7)
 
     assert peak_memory(with_a_cache) == 7 * FLOAT
+    cache.clear()
+    assert peak_memory(with_a_cache, warmup=False) == (10_007 + 7) * FLOAT
 
 
 def test_functions_are_called_in_turn_and_the_median_is_returned(monkeypatch):

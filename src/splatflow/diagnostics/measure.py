@@ -18,11 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 MINIMUM_ROUNDS = 3  # the fewest from which a median can leave out an outlier
 
 
-def peak_memory(function: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
+def peak_memory(function: Callable[[], object], *, device: torch.device | str = "cpu", warmup: bool = True) -> int:
     """The greatest number of tensor bytes alive at once during `function()`, above what was alive before it.
 
     The function runs twice: the first run fills caches (rotary tables, compiled code, `.grad`), the second is measured.
-    Its result counts for as long as the function holds it.
+    Without `warmup` the caller has done the first run. The result counts for as long as the function holds it.
 
     On the CPU every allocation of torch's allocator is followed, scratch inside fused operators included, with autograd
     or without. Not seen: what oneDNN and MKL allocate for themselves, the work of other Python threads, and that memory
@@ -34,7 +34,8 @@ def peak_memory(function: Callable[[], object], *, device: torch.device | str = 
     8000
     """
     device = _measurable(device)
-    function()
+    if warmup:
+        function()
     gc.collect()  # a cycle freed halfway through the measured run would hide as many bytes
     return _peak_on_cuda(function, device) if device.type == "cuda" else _peak_on_cpu(function)
 
