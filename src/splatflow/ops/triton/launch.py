@@ -1,0 +1,206 @@
+"""How kernels are cut and started: tiles and segments by rule, the splats as kernels want them, one function a kernel."""
+
+# B batch, T token, H head, N = B H, Q segment, M splat, P position width, D value width, G as in tiles.py
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
+
+PROGRAMS = 264  # wanted at least: two for each of the 132 processors of a Hopper GPU
+FEWEST_TILES = 16  # of a segment, so that its state is few bytes beside its tokens
+WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
+# tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat all pairs of a tile have M factors
+TILES = {"none": 64, "head": 64, "splat": 16}
+# how numbers are multiplied. fp16 as tf32, which has its digits and the range that a weight over a mass needs
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
+
+
+class SplatTensors(NamedTuple):
+    """The splats of a call, fp32: what log-affinities are made of, -|p|^2 precision / 2 + <p, scaled> - half_norm."""
+
+    scaled: Tensor  # [H, M, P], center / sigma^2
+    precision: Tensor  # [H, M], 1 / sigma^2
+    half_norm: Tensor  # [H, M], |center|^2 / (2 sigma^2)
+    log_amplitude: Tensor  # [H, M]
+
+
+class Cut(NamedTuple):
+    """How T tokens are cut: Q segments of `num_tiles` tiles of `tile` tokens."""
+
+    tile: int
+    num_tiles: int
+    num_segments: int
+
+
+def grain(factor: Tensor | None) -> str:
+    """What a decay or gate [B, T, H, G] is given for."""
+    if factor is None:
+        return "none"
+    return "splat" if factor.shape[-1] > 1 else "head"
+
+
+def padded(size: int) -> int:
+    return max(16, triton.next_power_of_2(size))
+
+
+def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay: str = "none") -> Cut:
+    """Few segments, but enough to occupy a GPU: what is one segment is read only once.
+
+    >>> cut(1000, 1024, (64, 64, 64)), cut(100_000, 16, (64, 64, 64))
+    (Cut(tile=64, num_tiles=16, num_segments=1), Cut(tile=64, num_tiles=92, num_segments=17))
+    """
+    tile = TILES[decay] if max(widths) <= WIDE else max(16, TILES[decay] // 2)
+    tiles = math.ceil(num_tokens / tile)
+    num_tiles = min(tiles, max(FEWEST_TILES, math.ceil(tiles / math.ceil(PROGRAMS / num_sequences))))
+    return Cut(tile, num_tiles, math.ceil(tiles / num_tiles))
+
+
+def sizes(splats: SplatTensors, width: int) -> dict[str, Any]:
+    """M, P and D, and what they are padded to."""
+    _, num_splats, position_dim = splats.scaled.shape
+    plain = {"M": num_splats, "P": position_dim, "D": width}
+    return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}}
+
+
+def warps(splats: SplatTensors, width: int, decay: str) -> int:
+    return 4 if decay != "splat" and max(*splats.scaled.shape[1:], width) <= WIDE else 8
+
+
+def collect(
+    positions: Tensor,
+    values: Tensor,
+    splats: SplatTensors,
+    log_decay: Tensor | None,
+    write_gate: Tensor | None,
+    whole: Cut,
+    num_walked: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each of the first `num_walked` segments adds, [N, Q, M] and [N, Q, M, D], and log of what it leaves."""
+    batch, num_tokens, num_heads, width = values.shape
+    num_splats = splats.scaled.shape[1]
+    mass = positions.new_empty(batch * num_heads, whole.num_segments, num_splats, dtype=torch.float32)
+    total, decay = mass.new_empty(*mass.shape, width), torch.empty_like(mass)
+    collect_kernel[(mass.shape[0] * num_walked,)](
+        *(positions, values, *splats, log_decay, write_gate, mass, total, decay),
+        *(num_tokens, num_heads, whole.num_segments, num_walked, whole.num_tiles),
+        **sizes(splats, width),
+        C=whole.tile,
+        DECAY=grain(log_decay),
+        GATE=grain(write_gate),
+        PRECISION=PRECISIONS[values.dtype],
+        num_warps=warps(splats, width, grain(log_decay)),
+        num_stages=2,
+    )
+    return mass, total, decay
+
+
+def carry(rows: Tensor, decay: Tensor, start: Tensor, *, backwards: bool) -> None:
+    """In place, from what each segment adds to [N, Q, M, X], what there is before it (backwards: after it)."""
+    sequences, num_segments, num_splats, width = rows.shape
+    carry_kernel[(sequences, math.ceil(num_splats / 4))](
+        *(rows, decay, start, num_segments, num_segments),
+        M=num_splats,
+        X=width,
+        XB=triton.next_power_of_2(width),
+        ROWS=4,
+        BACKWARDS=backwards,
+        num_warps=1,
+    )
+
+
+def states_before(
+    send_positions: Tensor,
+    values: Tensor,
+    splats: SplatTensors,
+    log_decay: Tensor | None,
+    write_gate: Tensor | None,
+    mass: Tensor,
+    total: Tensor,
+    whole: Cut,
+) -> tuple[Tensor, Tensor]:
+    """Mass and total before each segment, [N, Q, M] and [N, Q, M, D]; with one segment, what was given."""
+    if whole.num_segments == 1:
+        return mass, total
+    masses, totals, decay = collect(
+        send_positions, values, splats, log_decay, write_gate, whole, whole.num_segments - 1
+    )
+    carry(masses[..., None], decay, mass, backwards=False)
+    carry(totals, decay, total, backwards=False)
+    return masses, totals
+
+
+def mix(
+    send_positions: Tensor,
+    receive_positions: Tensor | None,
+    values: Tensor,
+    splats: SplatTensors,
+    log_decay: Tensor | None,
+    write_gate: Tensor | None,
+    before: tuple[Tensor, Tensor],
+    whole: Cut,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [B, T, H, D], and the state after the last token, [B, H, M] and [B, H, M, D]."""
+    batch, num_tokens, num_heads, width = values.shape
+    output = torch.empty_like(values)
+    mass = values.new_empty(batch, num_heads, splats.scaled.shape[1], dtype=torch.float32)
+    total = mass.new_empty(*mass.shape, width)
+    mix_kernel[(batch * num_heads * whole.num_segments,)](
+        *(send_positions, receive_positions, values, *splats, log_decay, write_gate, *before, output, mass, total),
+        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        **sizes(splats, width),
+        C=whole.tile,
+        TIED=receive_positions is None,
+        DECAY=grain(log_decay),
+        GATE=grain(write_gate),
+        PRECISION=PRECISIONS[values.dtype],
+        num_warps=warps(splats, width, grain(log_decay)),
+        num_stages=2,
+    )
+    return output, mass, total
+
+
+def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: torch.dtype) -> Tensor:
+    """What targets [B, T, H, P] receive of contents [B, H, M, D]: [B, T, H, D]."""
+    batch, num_tokens, num_heads, _ = positions.shape
+    width = contents.shape[-1]
+    whole = cut(num_tokens, batch * num_heads, (*splats.scaled.shape[1:], width))
+    output = contents.new_empty(batch, num_tokens, num_heads, width, dtype=dtype)
+    hand_out_kernel[(batch * num_heads * whole.num_segments,)](
+        *(positions, *splats, contents, output),
+        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        **sizes(splats, width),
+        C=whole.tile,
+        PRECISION=PRECISIONS[dtype],
+        num_warps=warps(splats, width, "none"),
+        num_stages=2,
+    )
+    return output
+
+
+def step(
+    send_positions: Tensor,
+    receive_positions: Tensor,
+    values: Tensor,
+    splats: SplatTensors,
+    log_decay: Tensor | None,
+    write_gate: Tensor | None,
+    mass: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mix` of one token."""
+    batch, _, num_heads, width = values.shape
+    output, mass_after, total_after = torch.empty_like(values), torch.empty_like(mass), torch.empty_like(total)
+    step_kernel[(batch * num_heads,)](
+        *(send_positions, receive_positions, values, *splats, log_decay, write_gate),
+        *(mass, total, output, mass_after, total_after, num_heads),
+        **sizes(splats, width),
+        DECAY=grain(log_decay),
+        GATE=grain(write_gate),
+        num_warps=4,
+    )
+    return output, mass_after, total_after
