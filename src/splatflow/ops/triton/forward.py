@@ -69,9 +69,8 @@ def collect_kernel(
         if DECAY == "none":
             left = send
         else:
-            steps, later = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
-            left = send * tl.exp(tl.trans(later))
-            faded = tl.sum(steps, 0)
+            _, _, left, faded = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
+            left = send * tl.trans(left)
             mass *= tl.exp(faded)
             total *= tl.exp(faded)[:, None]
             fading += faded
@@ -163,8 +162,7 @@ def mix_kernel(
         send = tl.where(real[:, None], send, 0.0)
         send_turned = tl.where(real[None, :], send_turned, 0.0)
 
-        steps, later = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
-        kept = tl.exp(tl.cumsum(steps, 0))  # [C, G]
+        steps, kept, left, faded = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
         if DECAY == "splat":
             paths = fading_pairs_of_splats(steps, C) * known(send)[None, :, :]  # [i, j, M]
             read = receive / tl.maximum(kept * mass[None, :] + tl.sum(paths, 1), MIN_MASS)
@@ -178,9 +176,8 @@ def mix_kernel(
         mixed = product(scores, value, PRECISION) + product(read * kept, total, PRECISION)
         store_rows(output, mixed, row, real, num_heads, D, DB, C)
 
-        left, faded = tl.exp(later), tl.exp(tl.sum(steps, 0))
-        mass = mass * faded + tl.sum(send * left, 0)
-        total = total * faded[:, None] + product(send_turned * tl.trans(left), value, PRECISION)
+        mass = mass * tl.exp(faded) + tl.sum(send * left, 0)
+        total = total * tl.exp(faded)[:, None] + product(send_turned * tl.trans(left), value, PRECISION)
     store_state(
         mass_after, total_after, sequence, mass, total, segment == num_segments - 1, M, D, MB, DB, False
     )

@@ -137,19 +137,26 @@ def store_state(
 def load_fading(
     log_decay, row, real, num_heads, M: tl.constexpr, MB: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr
 ):
-    """The log-decays [C, G] of a tile, and the sum of those of later tokens of the tile [C, G]."""
+    """Of a tile: its log-decays [C, G], what is left at each token of what was before the tile, what is left of each
+    token at the end of the tile (both [C, G]), and the log of what is left then of what was before [G].
+    """
+    token = tl.arange(0, C)
     if DECAY == "none":
-        return tl.zeros([C, 1], tl.float32), tl.zeros([C, 1], tl.float32)
+        one = tl.full([C, 1], 1.0, tl.float32)
+        return tl.zeros([C, 1], tl.float32), one, one, tl.zeros([1], tl.float32)
+    elif DECAY == "head":
+        at = log_decay + row + token * num_heads
+        steps = tl.load(at, mask=real, other=0.0)
+        later = tl.load(at + num_heads, mask=token + 1 < tl.sum(real.to(tl.int32), 0), other=0.0)
+        kept, left = tl.exp(tl.cumsum(steps, 0)), tl.exp(tl.cumsum(later, 0, reverse=True))
+        return steps[:, None], kept[:, None], left[:, None], tl.sum(steps[:, None], 0)
     else:
-        G: tl.constexpr = M if DECAY == "splat" else 1
-        GB: tl.constexpr = MB if DECAY == "splat" else 1
-        token, g = tl.arange(0, C)[:, None], tl.arange(0, GB)[None, :]
-        at = log_decay + row * G + token * (num_heads * G) + g
-        steps = tl.load(at, mask=real[:, None] & (g < G), other=0.0)
-        # whether the next token is real: as many are, less one
-        next_real = (token + 1 < tl.sum(real.to(tl.int32), 0)) & (g < G)
-        later = tl.load(at + num_heads * G, mask=next_real, other=0.0)
-        return steps, tl.cumsum(later, 0, reverse=True)
+        m = tl.arange(0, MB)[None, :]
+        at = log_decay + row * M + token[:, None] * (num_heads * M) + m
+        steps = tl.load(at, mask=real[:, None] & (m < M), other=0.0)
+        next_real = token + 1 < tl.sum(real.to(tl.int32), 0)
+        later = tl.load(at + num_heads * M, mask=next_real[:, None] & (m < M), other=0.0)
+        return steps, tl.exp(tl.cumsum(steps, 0)), tl.exp(tl.cumsum(later, 0, reverse=True)), tl.sum(steps, 0)
 
 
 @triton.jit
