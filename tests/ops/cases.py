@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -166,11 +166,11 @@ def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:
         return splat_attention(send_positions, receive_positions, values, splats, **rest, **options)
 
 
-def results(arguments: Arguments, **options: Any) -> Arguments:
+def results(arguments: Arguments, call: Callable[..., tuple[Tensor, SplatState]] = attend, **options: Any) -> Arguments:
     """Output, state, and the gradients by every argument of one random weighing of both, as "d values" and so on."""
     leaves = {name: part.detach() for name, part in arguments.items()}
     floats = {name: part.requires_grad_() for name, part in leaves.items() if part.is_floating_point()}
-    output, state = attend(leaves, **options)
+    output, state = call(leaves, **options)
     parts = {"output": output, "mass": state.mass, "total": state.total}
     generator = torch.Generator().manual_seed(1)
     weights = {

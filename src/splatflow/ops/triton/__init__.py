@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-WIDEST = 128  # splats, positions and values: a tile and the state stay in registers
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# how many splats, and how wide positions and values may be: what is wider does not fit into a processor's fast memory
+WIDEST = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 64}
 
 
 def fused(
@@ -55,21 +55,23 @@ def _not_built(router: Router, sources: Sources, targets: Targets) -> str | None
 
 
 def _too_large(router: Router, sources: Sources, targets: Targets) -> str | None:
-    for name, part in (
-        ("send_positions", sources.positions),
-        ("receive_positions", targets.positions),
-        ("values", sources.values),
-    ):
-        if part.dtype not in DTYPES:
-            return f"{name} is {part.dtype}, expected one of {[str(dtype) for dtype in DTYPES]}"
+    tokens = {
+        "send_positions": sources.positions,
+        "receive_positions": targets.positions,
+        "values": sources.values,
+    }
+    for name, part in tokens.items():
+        if part.dtype not in WIDEST:
+            return f"{name} is {part.dtype}, expected one of {[str(dtype) for dtype in WIDEST]}"
+    widest = min([WIDEST[part.dtype] for part in tokens.values()])
     sizes = {
         "the number of splats": router.splats.num_splats,
         "the width of positions": sources.positions.shape[-1],
         "the width of values": sources.values.shape[-1],
     }
     for name, size in sizes.items():
-        if not 1 <= size <= WIDEST:
-            return f"{name} is {size}, expected 1 to {WIDEST}"
+        if not 1 <= size <= widest:
+            return f"{name} is {size}, expected 1 to {widest} for tokens of {sources.positions.dtype}"
     return None
 
 
@@ -84,6 +86,6 @@ def _nowhere_to_run(sources: Sources) -> str | None:
 
 def is_interpreted() -> bool:
     """Whether kernels run on a CPU; Triton decides on it when it is imported."""
-    import triton
+    from .tiles import IS_INTERPRETED
 
-    return triton.knobs.runtime.interpret
+    return IS_INTERPRETED

@@ -48,9 +48,7 @@ def weigh(
 
 
 @triton.jit
-def gate_of(
-    write_gate, row, real, num_heads, M: tl.constexpr, MB: tl.constexpr, C: tl.constexpr, GATE: tl.constexpr
-):
+def gate_of(write_gate, row, real, num_heads, M: tl.constexpr, MB: tl.constexpr, C: tl.constexpr, GATE: tl.constexpr):
     """[C, G], what a tile's shares are multiplied by: 0 for tokens that do not exist."""
     if GATE == "none":
         return tl.where(real, 1.0, 0.0)[:, None]
@@ -61,9 +59,7 @@ def gate_of(
 
 
 @triton.jit
-def mean_weights(
-    send, receive, steps, kept, mass, C: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr
-):
+def mean_weights(send, receive, steps, kept, mass, C: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr):
     """Masses [C, M] of a tile that begins with `mass`, and receive / mass, the weights that means are read with."""
     if DECAY == "splat":
         sent = tl.sum(fading_pairs_of_splats(steps, C) * known(send)[None, :, :], 1)
@@ -136,9 +132,7 @@ def prepare_kernel(
                 )  # fmt: skip
             q = load_rows(output_gradient, row, real, num_heads, D, DB, C)
             masses, read = mean_weights(send, receive, steps, kept, mass, C, DECAY, PRECISION)
-            _, d_masses = read_gradients(
-                q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION
-            )
+            _, d_masses = read_gradients(q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION)
             since = kept * tl.exp(fading)[None, :]  # what is left of the state before the segment
             mass_gradient += tl.sum(since * d_masses, 0)
             total_gradient += product(tl.trans(q), since * read, PRECISION)
@@ -166,9 +160,7 @@ def store_splat_gradients(
     """Of one program: gradients by center / sigma^2 (here [P, M]), by 1 / sigma^2, and by the log-affinity itself."""
     m, p = tl.arange(0, MB), tl.arange(0, PB)
     at = program.to(tl.int64) * M + m
-    tl.store(
-        scaled_gradient + at[None, :] * P + p[:, None], d_scaled, mask=(m < M)[None, :] & (p < P)[:, None]
-    )
+    tl.store(scaled_gradient + at[None, :] * P + p[:, None], d_scaled, mask=(m < M)[None, :] & (p < P)[:, None])
     tl.store(precision_gradient + at, d_precision, mask=m < M)
     tl.store(affinity_gradient + at, d_affinity, mask=m < M)
 
@@ -203,9 +195,7 @@ def mix_backward_kernel(
     affinity_sum = tl.zeros([MB], tl.float32)
     for tile in range(num_tiles - 1, -1, -1):
         # the state before the tile, from that before the last kept one
-        mass, total = load_state(
-            kept_masses, kept_totals, program * num_kept + tile // EVERY, M, D, MB, DB, True
-        )
+        mass, total = load_state(kept_masses, kept_totals, program * num_kept + tile // EVERY, M, D, MB, DB, True)
         total = total.to(tl.float32)
         for past_tile in range(tile - tile % EVERY, tile):
             past_real = start + past_tile * C + tl.arange(0, C) < num_tokens
@@ -239,9 +229,7 @@ def mix_backward_kernel(
             )  # fmt: skip
         steps, kept, left, faded = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
         masses, read = mean_weights(send, receive, steps, kept, mass, C, DECAY, PRECISION)
-        d_read, d_masses = read_gradients(
-            q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION
-        )
+        d_read, d_masses = read_gradients(q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION)
 
         # products are taken anew in the other order: turning one into the other miscompiles on Hopper
         d_send = left * (mass_gradient[None, :] + product(value, total_gradient, PRECISION))

@@ -21,6 +21,7 @@ from .tiles import (
     load_rows,
     load_splats,
     load_state,
+    narrow,
     product,
     shares,
     store_rows,
@@ -178,9 +179,7 @@ def mix_kernel(
 
         mass = mass * tl.exp(faded) + tl.sum(send * left, 0)
         total = total * tl.exp(faded)[:, None] + product(send_turned * tl.trans(left), value, PRECISION)
-    store_state(
-        mass_after, total_after, sequence, mass, total, segment == num_segments - 1, M, D, MB, DB, False
-    )
+    store_state(mass_after, total_after, sequence, mass, total, segment == num_segments - 1, M, D, MB, DB, False)
 
 
 @kernel
@@ -242,9 +241,7 @@ def step_kernel(
     place = tl.load(send_positions + token * P + p, mask=p < P, other=0.0).to(tl.float32)
     target = tl.load(receive_positions + token * P + p, mask=p < P, other=0.0).to(tl.float32)
     value = tl.load(values + token * D + d, mask=d < D, other=0.0).to(tl.float32)
-    send = shares(
-        tl.sum(centers * place[None, :], 1), tl.sum(place * place, 0), precision, half_norm, log_amplitude, 0
-    )
+    send = shares(tl.sum(centers * place[None, :], 1), tl.sum(place * place, 0), precision, half_norm, log_amplitude, 0)
     receive = shares(
         tl.sum(centers * target[None, :], 1), tl.sum(target * target, 0), precision, half_norm, log_amplitude, 0
     )
@@ -262,5 +259,5 @@ def step_kernel(
     total += send[:, None] * value[None, :]
     read = receive / tl.maximum(mass, MIN_MASS)
     heard = tl.sum(read[:, None] * total, 0)
-    tl.store(output + token * D + d, heard.to(output.dtype.element_ty), mask=d < D)
+    tl.store(output + token * D + d, narrow(heard, output.dtype.element_ty), mask=d < D)
     store_state(mass_after, total_after, sequence, mass, total, True, M, D, MB, DB, False)

@@ -1,7 +1,7 @@
 """Splat attention by kernels that make weights of positions where they are used up: no weight ever reaches memory.
 
-    causal:   the kernels walk tiles of C tokens as `chunked` does its chunks, the state in registers
-    not so:   one kernel sums up what is sent, one hands out what the splats then hold
+causal:   the kernels walk tiles of C tokens as `chunked` does its chunks, the state in registers
+not so:   one kernel sums up what is sent, one hands out what the splats then hold
 """
 
 # B batch, T target token, S source token, H head, M splat, D value width
@@ -28,7 +28,7 @@ def fused(
     """Output and final state. What is not contiguous is copied first."""
     assert isinstance(router.splats, Splats), "supports has seen to it"
     tied = sources.positions is targets.positions
-    sources, targets = (each(torch.Tensor.contiguous, tokens) for tokens in (sources, targets))
+    sources, targets = each(torch.Tensor.contiguous, sources), each(torch.Tensor.contiguous, targets)
     splats = for_kernels(router.splats)
     if causal:
         return _causal(sources, None if tied else targets.positions, splats, state)
@@ -64,7 +64,7 @@ def _wants_gradient(*parts: Tensor | None) -> bool:
 
 
 def for_kernels(splats: Splats) -> SplatTensors:
-    """The splats as the expanded square has them, `nearness` in `ops/affinity.py`; their gradients come through here."""
+    """The splats as the expanded square has them, `nearness` in `ops/affinity.py`; gradients come back through here."""
     centers, log_scales, log_amplitudes = (part.float() for part in splats[:3])
     precision = torch.exp(-2.0 * log_scales)
     half_norm = 0.5 * precision * centers.square().sum(-1)

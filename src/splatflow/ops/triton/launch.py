@@ -1,4 +1,4 @@
-"""How kernels are cut and started: tiles and segments by rule, the splats as kernels want them, one function a kernel."""
+"""How kernels are cut and started: tiles and segments by rule, the splats as kernels want them, a function for each."""
 
 # B batch, T token, H head, N = B H, Q segment, M splat, P position width, D value width, G as in tiles.py
 
@@ -14,13 +14,14 @@ from .backward import mix_backward_kernel, prepare_kernel, weighing_backward_ker
 from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
 
 PROGRAMS = 264  # wanted at least: two for each of the 132 processors of a Hopper GPU
-FEWEST_TILES = 16  # of a segment, so that its state is few bytes beside its tokens
+FEWEST_TILES = 32  # of a segment, so that its state is few bytes beside its tokens
 WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
-# tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat all pairs of a tile have M factors
+# tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat each of its pairs has M factors
 TILES = {"none": 32, "head": 32, "splat": 16}
 KEPT_TILES = 4  # of which the backward pass keeps one state
-# how numbers are multiplied. fp16 as tf32, which has its digits and the range that a weight over a mass needs
-PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
+# how numbers are multiplied: fp16 as tf32, which has its digits and the range that a weight over a mass needs; fp32 as
+# the sum of three products of tf32, which is exact to about 2^-22
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "tf32x3"}
 
 
 class SplatTensors(NamedTuple):
@@ -74,7 +75,7 @@ def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay
     """Few segments, but enough to occupy a GPU: what is one segment is read only once.
 
     >>> cut(1000, 1024, (64, 64, 64)), cut(100_000, 16, (64, 64, 64))
-    (Cut(tile=64, num_tiles=16, num_segments=1), Cut(tile=64, num_tiles=92, num_segments=17))
+    (Cut(tile=32, num_tiles=32, num_segments=1), Cut(tile=32, num_tiles=184, num_segments=17))
     """
     tile = TILES[decay] if max(widths) <= WIDE else max(16, TILES[decay] // 2)
     tiles = math.ceil(num_tokens / tile)
@@ -89,8 +90,9 @@ def sizes(splats: SplatTensors, width: int) -> dict[str, Any]:
     return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}}
 
 
-def warps(splats: SplatTensors, width: int, decay: str) -> int:
-    return 4 if decay != "splat" and max(*splats.scaled.shape[1:], width) <= WIDE else 8
+def warps(splats: SplatTensors, width: int, *, heavy: bool) -> int:
+    """Heavy is a kernel that has states or all pairs of a tile beside each other."""
+    return 8 if heavy or max(*splats.scaled.shape[1:], width) > WIDE else 4
 
 
 def collect(
@@ -115,7 +117,7 @@ def collect(
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         PRECISION=precision_of(positions, values),
-        num_warps=warps(splats, width, grain(log_decay)),
+        num_warps=warps(splats, width, heavy=False),
         num_stages=2,
     )
     return mass, total, decay
@@ -180,7 +182,7 @@ def mix(
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         PRECISION=precision_of(send_positions, receive_positions, values),
-        num_warps=warps(splats, width, grain(log_decay)),
+        num_warps=warps(splats, width, heavy=True),
         num_stages=2,
     )
     return output, mass, total
@@ -198,7 +200,7 @@ def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: t
         **sizes(splats, width),
         C=whole.tile,
         PRECISION=precision_of(positions, output),
-        num_warps=warps(splats, width, "none"),
+        num_warps=warps(splats, width, heavy=False),
         num_stages=2,
     )
     return output
@@ -223,7 +225,7 @@ def step(
         **sizes(splats, width),
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
-        num_warps=4,
+        num_warps=warps(splats, width, heavy=False),
     )
     return output, mass_after, total_after
 
@@ -246,7 +248,7 @@ def mix_backward(
     tokens = (send_positions, receive_positions, values, output_gradient, *splats, log_decay, write_gate)
     shape = {**sizes(splats, width), "C": whole.tile, "EVERY": KEPT_TILES, "TIED": tied}
     shape |= {"DECAY": grain(log_decay), "GATE": grain(write_gate), "PRECISION": precision_of(*tokens[:3])}
-    tuning = {"num_warps": warps(splats, width, grain(log_decay)), "num_stages": 1}
+    tuning = {"num_warps": warps(splats, width, heavy=True), "num_stages": 1}
     num_programs = batch * num_heads * whole.num_segments
 
     num_kept = math.ceil(whole.num_tiles / KEPT_TILES)
@@ -273,13 +275,14 @@ def mix_backward(
         mass_after, total_after = mass, total
 
     gradients = Gradients(
-        torch.empty_like(send_positions),
-        None if receive_positions is None else torch.empty_like(receive_positions),
-        torch.empty_like(values),
-        *(None if factor is None else torch.empty_like(factor) for factor in (log_decay, write_gate)),
-        splats,  # until they are known
-        mass_after.new_empty(batch, num_heads, num_splats),
-        mass_after.new_empty(batch, num_heads, num_splats, width),
+        send_positions=torch.empty_like(send_positions),
+        receive_positions=None if receive_positions is None else torch.empty_like(receive_positions),
+        values=torch.empty_like(values),
+        log_decay=None if log_decay is None else torch.empty_like(log_decay),
+        write_gate=None if write_gate is None else torch.empty_like(write_gate),
+        splats=splats,  # until they are summed up
+        mass=mass_after.new_empty(batch, num_heads, num_splats),
+        total=mass_after.new_empty(batch, num_heads, num_splats, width),
     )
     partial = per_program(splats, num_programs)
     mix_backward_kernel[(num_programs,)](
@@ -317,7 +320,7 @@ def weighing_backward(
         GATE=grain(write_gate),
         SENDS=sends,
         PRECISION=precision_of(positions, vectors),
-        num_warps=warps(splats, width, "none"),
+        num_warps=warps(splats, width, heavy=False),
         num_stages=2,
     )
     return d_positions, d_vectors, d_gate, summed(partial, batch, num_heads)

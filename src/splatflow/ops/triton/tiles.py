@@ -1,4 +1,4 @@
-"""What kernels make of one tile: products, weights, decays. All sums are in fp32, and nothing here touches memory twice.
+"""What kernels make of one tile: products, weights, decays. All sums are in fp32.
 
 A tile is padded to powers of 2, of at least 16. A padded splat has the log-amplitude -inf, so its share is 0; a padded
 token sends nothing.
@@ -12,7 +12,8 @@ import triton.language as tl
 
 from .. import affinity, splats
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+INTERPRETED = tl.constexpr(IS_INTERPRETED)
 FARTHEST = tl.constexpr(affinity.FARTHEST)
 MIN_MASS = tl.constexpr(splats.MIN_MASS)
 
@@ -20,21 +21,41 @@ MIN_MASS = tl.constexpr(splats.MIN_MASS)
 def kernel(function):
     """A kernel. To the interpreter `num_tiles` is a constant, for it cannot count to a number passed at run time."""
     jitted = triton.jit(function)
-    if triton.knobs.runtime.interpret and "num_tiles" in jitted.arg_names:
+    if IS_INTERPRETED and "num_tiles" in jitted.arg_names:
         jitted.rewrite().__annotations__["num_tiles"] = "constexpr"
     return jitted
 
 
 @triton.jit
+def nearest(part, DROPPED: tl.constexpr):
+    """fp32 numbers rounded to the nearest that end in so many zeros."""
+    bits = part.to(tl.int32, bitcast=True)
+    bits += (1 << (DROPPED - 1)) - 1 + ((bits >> DROPPED) & 1)
+    return ((bits >> DROPPED) << DROPPED).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def narrow(part, DTYPE: tl.constexpr):
+    """fp32 numbers in another type. The interpreter would cut digits off, so there they are rounded before."""
+    if INTERPRETED:
+        if tl.bfloat16 == DTYPE:
+            part = nearest(part, 16)
+        elif tl.float16 == DTYPE:
+            part = nearest(part, 13)
+    return part.to(DTYPE)
+
+
+@triton.jit
 def product(left, right, PRECISION: tl.constexpr):
     """left @ right. "bf16" rounds what it multiplies, which the interpreter's own product of bf16 does not manage."""
+    left, right = left.to(tl.float32), right.to(tl.float32)
     if PRECISION == "bf16":
-        left, right = left.to(tl.bfloat16), right.to(tl.bfloat16)
+        left, right = narrow(left, tl.bfloat16), narrow(right, tl.bfloat16)
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
         return tl.dot(left, right)
     else:
-        return tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision=PRECISION)
+        return tl.dot(left, right, input_precision=PRECISION)
 
 
 @triton.jit
@@ -48,9 +69,9 @@ def cross(left, right, SPLATS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """Positions times centers, of which positions are exact in the narrow type, and centers are the sum of two such."""
     if PRECISION == "bf16":
         if SPLATS_FIRST:
-            rest = product(left - left.to(tl.bfloat16).to(tl.float32), right, PRECISION)
+            rest = product(left - narrow(left, tl.bfloat16).to(tl.float32), right, PRECISION)
         else:
-            rest = product(left, right - right.to(tl.bfloat16).to(tl.float32), PRECISION)
+            rest = product(left, right - narrow(right, tl.bfloat16).to(tl.float32), PRECISION)
         return product(left, right, PRECISION) + rest
     else:
         return product(left, right, "tf32x3" if PRECISION == "tf32" else PRECISION)
@@ -78,7 +99,7 @@ def store_rows(pointer, rows, row, real, num_heads, X: tl.constexpr, XB: tl.cons
     """The other way."""
     token, x = tl.arange(0, C)[:, None], tl.arange(0, XB)[None, :]
     at = pointer + row * X + token * (num_heads * X) + x
-    tl.store(at, rows.to(pointer.dtype.element_ty), mask=real[:, None] & (x < X))
+    tl.store(at, narrow(rows, pointer.dtype.element_ty), mask=real[:, None] & (x < X))
 
 
 @triton.jit
@@ -89,9 +110,7 @@ def load_splats(
     """Of one head: center / sigma^2 [MB, PB], and 1 / sigma^2, |center|^2 / (2 sigma^2), log-amplitude [MB]."""
     m, p = tl.arange(0, MB), tl.arange(0, PB)
     at = head * M + m
-    centers = tl.load(
-        scaled + at[:, None] * P + p[None, :], mask=(m < M)[:, None] & (p < P)[None, :], other=0.0
-    )
+    centers = tl.load(scaled + at[:, None] * P + p[None, :], mask=(m < M)[:, None] & (p < P)[None, :], other=0.0)
     return (
         centers,
         tl.load(precision + at, mask=m < M, other=0.0),
@@ -130,7 +149,7 @@ def store_state(
     else:
         places, inside = m[:, None] * D + d[None, :], (m < M)[:, None] & (d < D)[None, :]
     tl.store(mass + at + m, mass_here, mask=(m < M) & wanted)
-    tl.store(total + at * D + places, total_here.to(total.dtype.element_ty), mask=inside & wanted)
+    tl.store(total + at * D + places, narrow(total_here, total.dtype.element_ty), mask=inside & wanted)
 
 
 @triton.jit
