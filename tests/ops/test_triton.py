@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, w
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE, SEGMENT = 16, 32
 TOLERANCE = 1e-5  # of fp32
-LENGTHS = (1, TILE - 1, TILE, TILE + 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 53)
+LENGTHS = (1, TILE - 1, TILE, TILE + 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 41)
 WIDTHS = ((7, 4, 5), (1, 1, 1), (17, 3, 2), (16, 16, 16), (5, 19, 3), (3, 2, 18))  # M, P, D
 NUM_CASES = 64
 
@@ -229,7 +229,7 @@ def test_packed_documents_equal_each_by_itself(causal):
     ("causal", "kinds"), [(True, {"decay": "head"}), (True, {"decay": "splat"}), (False, {})], ids=str
 )
 def test_two_calls_give_the_same_bits(causal, kinds):
-    arguments = make(B=2, T=SEGMENT + 5, gate="head", state=True, **kinds)
+    arguments = make(T=SEGMENT + 5, gate="head", state=True, **kinds)
     first, second = (results(arguments, causal=causal, backend="triton") for _ in range(2))
     for name, part in first.items():
         assert torch.equal(part, second[name]), name
