@@ -1,4 +1,4 @@
-"""The kernels compile for a Hopper GPU, which needs none: Triton's compiler refuses things that its interpreter runs."""
+"""The kernels compile for a Hopper GPU, which takes none: Triton refuses to compile some of what it interprets."""
 
 # B batch, T token, H head, M splat, P position width, D value width
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .backward import mix_backward_kernel, prepare_kernel, weighing_backward_kernel
 from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
 
-PROGRAMS = 264  # wanted at least: two for each of the 132 processors of a Hopper GPU
+PROGRAMS = 264  # wanted, and not more: two for each of the 132 processors of a Hopper GPU
 FEWEST_TILES = 32  # of a segment, so that its state is few bytes beside its tokens
 WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
 # tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat each of its pairs has M factors
@@ -75,11 +75,11 @@ def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay
     """Few segments, but enough to occupy a GPU: what is one segment is read only once.
 
     >>> cut(1000, 1024, (64, 64, 64)), cut(100_000, 16, (64, 64, 64))
-    (Cut(tile=32, num_tiles=32, num_segments=1), Cut(tile=32, num_tiles=184, num_segments=17))
+    (Cut(tile=32, num_tiles=32, num_segments=1), Cut(tile=32, num_tiles=196, num_segments=16))
     """
     tile = TILES[decay] if max(widths) <= WIDE else max(16, TILES[decay] // 2)
     tiles = math.ceil(num_tokens / tile)
-    num_tiles = min(tiles, max(FEWEST_TILES, math.ceil(tiles / math.ceil(PROGRAMS / num_sequences))))
+    num_tiles = min(tiles, max(FEWEST_TILES, math.ceil(tiles / max(1, PROGRAMS // num_sequences))))
     return Cut(tile, num_tiles, math.ceil(tiles / num_tiles))
 
 
@@ -91,7 +91,7 @@ def sizes(splats: SplatTensors, width: int) -> dict[str, Any]:
 
 
 def warps(splats: SplatTensors, width: int, *, heavy: bool) -> int:
-    """Heavy is a kernel that has states or all pairs of a tile beside each other."""
+    """Heavy is a kernel that has states of the past and the future, or all pairs of a tile for each splat."""
     return 8 if heavy or max(*splats.scaled.shape[1:], width) > WIDE else 4
 
 
@@ -182,7 +182,7 @@ def mix(
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         PRECISION=precision_of(send_positions, receive_positions, values),
-        num_warps=warps(splats, width, heavy=True),
+        num_warps=warps(splats, width, heavy=grain(log_decay) == "splat"),
         num_stages=2,
     )
     return output, mass, total
@@ -248,7 +248,6 @@ def mix_backward(
     tokens = (send_positions, receive_positions, values, output_gradient, *splats, log_decay, write_gate)
     shape = {**sizes(splats, width), "C": whole.tile, "EVERY": KEPT_TILES, "TIED": tied}
     shape |= {"DECAY": grain(log_decay), "GATE": grain(write_gate), "PRECISION": precision_of(*tokens[:3])}
-    tuning = {"num_warps": warps(splats, width, heavy=True), "num_stages": 1}
     num_programs = batch * num_heads * whole.num_segments
 
     num_kept = math.ceil(whole.num_tiles / KEPT_TILES)
@@ -267,7 +266,8 @@ def mix_backward(
         *(num_tokens, num_heads, whole.num_segments, num_kept, whole.num_tiles),
         **shape,
         ALONE=alone,
-        **tuning,
+        num_warps=warps(splats, width, heavy=grain(log_decay) == "splat"),
+        num_stages=2,
     )
     if mass is not None and total is not None and decay is not None:
         carry(mass[..., None], decay, mass_after, backwards=True)
@@ -290,7 +290,8 @@ def mix_backward(
         *(*gradients[:5], *partial, *gradients[6:]),
         *(num_tokens, num_heads, whole.num_segments, num_kept, whole.num_tiles),
         **shape,
-        **tuning,
+        num_warps=warps(splats, width, heavy=True),
+        num_stages=1,  # its loop holds another one, so nothing is loaded ahead
     )
     return gradients._replace(splats=summed(partial, batch, num_heads))
 
