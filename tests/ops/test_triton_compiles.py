@@ -2,7 +2,9 @@
 
 # B batch, T token, H head, M splat, P position width, D value width
 
+import doctest
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
+
+from splatflow.ops.triton import launch
 
 # What would be launched is compiled instead, as a launch would have it: 1 and None are constants, pointers are aligned.
 SCRIPT = """
@@ -90,3 +94,13 @@ def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
     used = [line.split() for line in outcome.stdout.splitlines()]
     assert {name for name, _ in used} == EVERY_KERNEL | more
     assert max(int(number) for _, number in used) <= FAST_MEMORY
+
+
+def test_the_rules_by_which_sequences_are_cut():
+    assert doctest.testmod(launch).failed == 0
+    for num_tokens, num_sequences in itertools.product((1, 31, 32, 33, 1023, 1025, 100_003), (1, 7, 131, 263, 1000)):
+        for decay in launch.TILES:
+            tile, num_tiles, num_segments = launch.cut(num_tokens, num_sequences, (7, 65, 3), decay)
+            of_segment = tile * num_tiles
+            assert (num_segments - 1) * of_segment < num_tokens <= num_segments * of_segment
+            assert num_segments == 1 or num_segments * num_sequences <= launch.PROGRAMS

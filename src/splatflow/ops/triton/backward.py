@@ -97,8 +97,8 @@ def prepare_kernel(
     """Forwards through each segment: the state before each EVERY-th tile, and what the segment adds to the gradient
     by the state before it (not if it is ALONE).
 
-    Reads P + D numbers (with segments, all of a token: P or 2 P and 2 D) and writes (M D + 2 M) / (EVERY C), of the
-    inputs' type: with EVERY C = 128 tokens 256 + 66 bytes, with segments 384 (tied) or 512 + 66.
+    Reads P + D numbers (with segments, all of a token: P or 2 P and 2 D), and writes M D in bf16 (fp32 unless bf16 is
+    multiplied) and M in fp32 for EVERY C tokens: with 128 of these 256 + 66 bytes, with segments 384 (tied) or 512 + 66.
     """
     program = tl.program_id(0)
     segment, sequence = program % num_segments, program // num_segments
@@ -180,7 +180,7 @@ def mix_backward_kernel(
 
     Reads P (tied) or 2 P and 2 D numbers and the kept states, writes P or 2 P and D: 640 or 896 bytes, the floor, and
     66. With `prepare_kernel` 1,028 or 1,284 bytes, 1.6 or 1.4 times the floor; with segments 1,156 or 1,540, 1.8 or
-    1.7 times. Between kept states sends are weighed again, from the cache: 1.5 times as often as once.
+    1.7 times. Between kept states what is sent is weighed again, from the cache, 1.5 times on average.
     """
     program = tl.program_id(0)
     segment, sequence = program % num_segments, program // num_segments

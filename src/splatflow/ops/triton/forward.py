@@ -91,7 +91,7 @@ def carry_kernel(
     """In place: from what each segment adds, what there is before it (or after it, if time runs backwards).
 
     The last one's own part is not asked for. A program has a few rows of one state; M X numbers a segment are read and
-    written.
+    written. `num_tiles` is the number of segments too, as what a loop runs to.
     """
     sequence, m = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     x = tl.arange(0, XB)
@@ -120,7 +120,7 @@ def mix_kernel(
 
     Reads P (tied) or 2 P and D numbers and writes D: 384 or 512 bytes, which is the floor. With more than one segment
     `collect_kernel` has read P + D before: 640 or 768, 1.67 or 1.5 times the floor. Operations: 12 P M (tied 8), 2 C M
-    for masses (as for four times as many of bf16), 2 C (M + D) for scores, 4 M D for the state.
+    for masses, in tf32, 2 C (M + D) for scores, 4 M D for the state.
     """
     program = tl.program_id(0)
     segment, sequence = program % num_segments, program // num_segments
