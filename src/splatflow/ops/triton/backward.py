@@ -98,7 +98,7 @@ def prepare_kernel(
     by the state before it (not if it is ALONE).
 
     Reads P + D numbers (with segments, all of a token: P or 2 P and 2 D), and writes M D in bf16 (fp32 unless bf16 is
-    multiplied) and M in fp32 for EVERY C tokens: with 128 of these 256 + 66 bytes, with segments 384 (tied) or 512 + 66.
+    multiplied) and M in fp32 for EVERY C tokens: with 128 of these 256 + 66 bytes, with segments 384 or 512 + 66.
     """
     program = tl.program_id(0)
     segment, sequence = program % num_segments, program // num_segments
