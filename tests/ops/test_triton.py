@@ -142,7 +142,7 @@ def in_plain_torch(arguments, causal):
     if causal:
         kept = decay.cumsum(1).exp()
         paths = torch.einsum("BHTSM,BSHM->BHTSM", decay_matrix(decay), send)
-        paths = paths * torch.ones(paths.shape[2], paths.shape[2], dtype=paths.dtype).tril()[..., None]
+        paths = paths * paths.new_ones(paths.shape[2], paths.shape[2]).tril()[..., None]
         left = paths[:, :, -1]  # [B, H, S, M]
     else:
         kept, left = torch.ones_like(receive), send.transpose(1, 2)
@@ -378,6 +378,7 @@ import splatflow.ops.triton.launch as launch
 from splatflow import Splats, splat_attention
 
 launch.FEWEST_TILES, launch.PROGRAMS = 1, 1000
+torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 torch.manual_seed(0)
 positions, values = torch.randn(1, 37, 2, 3), torch.randn(1, 37, 2, 5, requires_grad=True)
 splats = Splats(torch.randn(2, 11, 3), torch.zeros(2, 11), torch.zeros(2, 11))
