@@ -1,4 +1,7 @@
-"""What holds in every test: one thread, repeatable examples in CI, and shapes checked against the annotations."""
+"""What holds in every test: one thread, repeatable examples in CI, and shapes checked against the annotations.
+
+Without a GPU, kernels are interpreted on the CPU.
+"""
 
 import os
 import sys
@@ -15,6 +18,8 @@ from hypothesis import settings
 from jaxtyping import jaxtyped
 
 torch.set_num_threads(1)  # pytest-xdist already fills the cores
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which may be long before a test of kernels
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)

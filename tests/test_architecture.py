@@ -160,7 +160,7 @@ def test_a_planted_long_file_is_found(tmp_path, file, limit):
 
 
 def test_importing_splatflow_needs_torch_alone():
-    optional = ("transformers", "datasets", "tokenizers", "matplotlib", "jaxtyping", "tyro", "rich")
+    optional = ("transformers", "datasets", "tokenizers", "matplotlib", "jaxtyping", "tyro", "rich", "triton")
     program = f"import sys, splatflow; print([name for name in {optional} if name in sys.modules])"
     finished = subprocess.run(
         [sys.executable, "-c", program],

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +19,7 @@ import splatflow.ops.reach as reach_module
 from splatflow.ops import BACKENDS, ROUTINGS, SplatState, Transform, splat_attention
 from splatflow.ops.chunked import MIN_CHUNK
 from splatflow.ops.routing import Router
-from splatflow.ops.splats import inner_dtype
+from splatflow.ops.splats import Sources, Targets, inner_dtype
 
 Arguments = dict[str, Tensor]  # the tensors of one call, by name; those of the splats and the state one by one
 
@@ -32,7 +32,9 @@ PER_SPLAT = ("receive_mixing", "listen", "say")  # what all sequences share besi
 GRAINS = (None, "head", "splat")  # what a log_decay or a write_gate is given for
 LENGTHS = (0, 1, 2, 7, 31, MIN_CHUNK - 1, MIN_CHUNK, MIN_CHUNK + 1, 101, 2 * MIN_CHUNK + 1)
 
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+# all but the kernels, which take minutes where there is no GPU: test_triton.py has cases of their own
+PORTABLE = [name for name in BACKENDS if name != "triton"]
+every_backend = pytest.mark.parametrize("backend", PORTABLE)
 # every routing, with all splats and with the nearest two
 ROUTES = [
     *({"routing": name} for name in ROUTINGS if name != "grouped"),
@@ -164,11 +166,11 @@ def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:
         return splat_attention(send_positions, receive_positions, values, splats, **rest, **options)
 
 
-def results(arguments: Arguments, **options: Any) -> Arguments:
+def results(arguments: Arguments, call: Callable[..., tuple[Tensor, SplatState]] = attend, **options: Any) -> Arguments:
     """Output, state, and the gradients by every argument of one random weighing of both, as "d values" and so on."""
     leaves = {name: part.detach() for name, part in arguments.items()}
     floats = {name: part.requires_grad_() for name, part in leaves.items() if part.is_floating_point()}
-    output, state = attend(leaves, **options)
+    output, state = call(leaves, **options)
     parts = {"output": output, "mass": state.mass, "total": state.total}
     generator = torch.Generator().manual_seed(1)
     weights = {
@@ -226,7 +228,9 @@ def fit(backend: str, sizes: dict, options: dict) -> tuple[dict, dict]:
 def supports(backend: str, route: dict, decay: str | None = None, mixing: bool = False) -> bool:
     router = Router(ROUTINGS[route["routing"]], None, route.get("top_p"), torch.ones(1, 1, 1) if mixing else None)
     log_decay = {None: None, "head": torch.zeros(1, 1, 1, 1), "splat": torch.zeros(1, 1, 1, 2)}[decay]
-    return BACKENDS[backend].supports(router, log_decay=log_decay) is None
+    tokens = torch.zeros(1, 1, 1, 1)
+    sources = Sources(tokens, tokens, None, log_decay, None)
+    return BACKENDS[backend].supports(router, sources, Targets(tokens, None)) is None
 
 
 def skip_unless(backend: str, route: dict, decay: str | None = None, mixing: bool = False) -> None:

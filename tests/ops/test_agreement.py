@@ -5,6 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cases import (
+    PORTABLE,
     attend,
     cases,
     cast,
@@ -24,9 +25,8 @@ from hypothesis import strategies as st
 import splatflow.ops.chunked as chunked_module
 import splatflow.ops.scan as scan_module
 import splatflow.ops.sparse as sparse_module
-from splatflow.ops import BACKENDS
 
-every_fast_backend = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+every_fast_backend = pytest.mark.parametrize("backend", [name for name in PORTABLE if name != "reference"])
 
 SMALL_BLOCKS = 1  # blocks of a single chunk
 LARGE_M = ({"B": 2, "T": 149, "M": 67, "H": 1, "state": True, "decay": "splat"}, {"causal": True, "routing": "mixture"})

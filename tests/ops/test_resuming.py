@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import (
     PER_TOKEN,
+    PORTABLE,
     attend,
     cases,
     every_backend,
@@ -21,7 +22,6 @@ from cases import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from splatflow.ops import BACKENDS
 from splatflow.ops.chunked import MIN_CHUNK
 
 LENGTHS = (2, 7, 31, MIN_CHUNK + 1, 2 * MIN_CHUNK + 1)
@@ -42,7 +42,7 @@ def in_pieces(arguments, cuts, backends, **options):
 @pytest.mark.parametrize(
     "backends",
     # no routing is for both of those that are for a few routings
-    [*([name] for name in BACKENDS), *([name for name in BACKENDS if name != other] for other in ("reach", "sparse"))],
+    [*([name] for name in PORTABLE), *([name for name in PORTABLE if name != other] for other in ("reach", "sparse"))],
     ids="+".join,
 )
 @settings(max_examples=60)

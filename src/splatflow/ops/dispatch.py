@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from . import triton
 from .chunked import chunked
 from .documents import Mix, over_documents, without_padding
 from .reach import reach
@@ -32,28 +33,28 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """One way to compute the operator: `function(sources, targets, router, state, causal=)`.
 
-    `supports(router, log_decay=)` returns None, or why not.
+    `supports(router, sources, targets)` returns None, or why not.
     """
 
     function: Mix
     supports: Callable[..., str | None]
 
 
-def _always(router: Router, *, log_decay: Tensor | None) -> None:
+def _always(router: Router, sources: Sources, targets: Targets) -> None:
     return None
 
 
-def _few_touched(router: Router, *, log_decay: Float[Tensor, "B S H #M"] | None) -> str | None:
+def _few_touched(router: Router, sources: Sources, targets: Targets) -> str | None:
     if router.top_p is None:
         return "it touches few splats a token, and top_p is None"
     if router.mixing is not None:
         return "it reads few splats a token, and with receive_mixing a token reads all"
-    if log_decay is not None and log_decay.shape[-1] > 1:
+    if sources.log_decay is not None and sources.log_decay.shape[-1] > 1:
         return "it forgets by heads, and log_decay has a number for each splat"
     return None
 
 
-def _within_reach(router: Router, *, log_decay: Tensor | None) -> str | None:
+def _within_reach(router: Router, sources: Sources, targets: Targets) -> str | None:
     if not router.routing.ends:
         return "it skips splats that are out of reach, and this routing's have no reach"
     return None if router.mixing is None else "it reads splats within reach, and with receive_mixing a token reads all"
@@ -64,6 +65,7 @@ BACKENDS: dict[str, Backend] = {
     "recurrent": Backend(recurrent, _always),  # token by token, the decoding step
     "sparse": Backend(sparse, _few_touched),  # many splats, of which a token touches few
     "reach": Backend(reach, _within_reach),  # Gaussians that end, and splats that are far from most tokens
+    "triton": Backend(triton.fused, triton.supports),  # fused kernels, on CUDA
     "chunked": Backend(chunked, _always),  # the portable fast path
 }
 
@@ -123,9 +125,10 @@ def splat_attention(
         state: what the splats hold before the first token: what an earlier piece of the sequence left, or a prior.
             None: nothing. With `cu_seqlens` one state a document.
         cu_seqlens: boundaries [0, ..., T] of documents packed end to end in a batch of one; none hears another.
-        backend: "auto", "chunked", "sparse", "reach", "recurrent" or "reference"; all give the same. "sparse" needs a
-            `top_p`, no `receive_mixing` and no `log_decay` per splat; "reach" the routing "compact" and no
-            `receive_mixing`.
+        backend: "auto", "chunked", "triton", "sparse", "reach", "recurrent" or "reference"; all give the same. "sparse"
+            needs a `top_p`, no `receive_mixing` and no `log_decay` per splat; "reach" the routing "compact" and no
+            `receive_mixing`; "triton" CUDA, the routing "mixture" with none of `top_p`, `receive_mixing`, `transform`
+            and biases, and at most 128 (bf16) or 64 (fp16, fp32) splats and numbers of a position or value.
 
     Returns:
         The output [B, T, H, D], and the state after the last token, from which a next piece can go on.
@@ -168,7 +171,7 @@ def splat_attention(
     log_decay, write_gate = per_splat(log_decay, dtype), per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)
-    mix = partial(_choose(backend, router, values, causal, log_decay), causal=causal)
+    mix = partial(_choose(backend, router, sources, targets, causal), causal=causal)
     if state is None:
         num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         state = SplatState.empty(values, num_sequences, router.splats.num_splats)
@@ -182,18 +185,25 @@ def splat_attention(
     return output.to(values.dtype), state
 
 
-def _choose(backend: str, router: Router, values: Tensor, causal: bool, log_decay: Tensor | None) -> Mix:
+def _choose(backend: str, router: Router, sources: Sources, targets: Targets, causal: bool) -> Mix:
+    values = sources.values
+
+    def can(name: str) -> bool:
+        return BACKENDS[name].supports(router, sources, targets) is None
+
     if backend == "auto":
         backend = "chunked"
-        if causal and values.shape[1] == 1 and router.top_p is None:
+        if values.device.type == "cuda" and can("triton"):
+            backend = "triton"
+        elif causal and values.shape[1] == 1 and router.top_p is None:
             backend = "recurrent"
-        elif BACKENDS["sparse"].supports(router, log_decay=log_decay) is None:
+        elif can("sparse"):
             backend = "sparse"
-        elif BACKENDS["reach"].supports(router, log_decay=log_decay) is None and _may_look(values):
+        elif can("reach") and _may_look(values):
             backend = "reach"
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {['auto', *BACKENDS]}")
-    reason = BACKENDS[backend].supports(router, log_decay=log_decay)
+    reason = BACKENDS[backend].supports(router, sources, targets)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot do this: {reason}")
     return BACKENDS[backend].function

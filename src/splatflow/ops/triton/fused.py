@@ -1,0 +1,72 @@
+"""Splat attention by kernels that make weights of positions where they are used up: no weight ever reaches memory.
+
+causal:   the kernels walk tiles of C tokens as `chunked` does its chunks, the state in registers
+not so:   one kernel sums up what is sent, one hands out what the splats then hold
+"""
+
+# B batch, T target token, S source token, H head, M splat, D value width
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..routing import Router
+from ..splats import Sources, Splats, SplatState, Targets, each
+from . import operators
+from .launch import SplatTensors
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def fused(
+    sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    """Output and final state. What is not contiguous is copied first."""
+    assert isinstance(router.splats, Splats), "supports has seen to it"
+    tied = sources.positions is targets.positions
+    sources, targets = each(torch.Tensor.contiguous, sources), each(torch.Tensor.contiguous, targets)
+    splats = for_kernels(router.splats)
+    if causal:
+        return _causal(sources, None if tied else targets.positions, splats, state)
+    positions, values = sources.positions, sources.values
+    if values.numel():
+        mass, total = operators.collect(positions, values, *splats, sources.write_gate)
+        state = SplatState(state.mass + mass, state.total + total)
+    contents = state.contents(running_mean=True)
+    if not targets.positions.numel():
+        return values.new_empty(*targets.positions.shape[:3], values.shape[-1]), state
+    return operators.hand_out(targets.positions, contents.contiguous(), *splats, values.dtype), state
+
+
+def _causal(
+    sources: Sources, receive_positions: Float[Tensor, "B T H P"] | None, splats: SplatTensors, state: SplatState
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    send_positions, values, _, log_decay, write_gate = sources
+    if not values.numel():
+        return torch.empty_like(values), state
+    before = [part.contiguous() for part in state]
+    if values.shape[1] == 1 and not _wants_gradient(*sources, receive_positions, *splats, *before):
+        target = send_positions if receive_positions is None else receive_positions
+        output, *after = operators.step(send_positions, target, values, *splats, log_decay, write_gate, *before)
+    else:
+        output, *after = operators.mix(
+            send_positions, receive_positions, values, *splats, log_decay, write_gate, *before
+        )[:3]
+    return output, SplatState(*after)
+
+
+def _wants_gradient(*parts: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
+
+
+def for_kernels(splats: Splats) -> SplatTensors:
+    """The splats as the expanded square has them, `nearness` in `ops/affinity.py`; gradients come back through here."""
+    centers, log_scales, log_amplitudes = (part.float() for part in splats[:3])
+    precision = torch.exp(-2.0 * log_scales)
+    half_norm = 0.5 * precision * centers.square().sum(-1)
+    parts = (centers * precision[..., None], precision, half_norm, log_amplitudes)
+    return SplatTensors(*(part.contiguous() for part in parts))

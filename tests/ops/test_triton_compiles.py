@@ -1,0 +1,106 @@
+"""The kernels compile for a Hopper GPU, which takes none: Triton refuses to compile some of what it interprets."""
+
+# B batch, T token, H head, M splat, P position width, D value width
+
+import doctest
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from splatflow.ops.triton import launch
+
+# What would be launched is compiled instead, as a launch would have it: 1 and None are constants, pointers are aligned.
+SCRIPT = """
+import inspect
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import splatflow.ops.triton.launch as launch
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **options):
+    signature, constants, alignment = {}, {}, {}
+    bound = inspect.signature(kernel.fn).bind(*arguments, **options).arguments
+    for index, (name, value) in enumerate(bound.items()):
+        if kernel.params[index].is_constexpr or value is None or type(value) is int and value == 1:
+            signature[name], constants[(index,)] = "constexpr", value
+        else:
+            signature[name] = POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+            if isinstance(value, torch.Tensor) or value % 16 == 0:
+                alignment[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, alignment)
+    tuning = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=tuning)
+    print(kernel.fn.__name__, compiled.metadata.shared)
+
+
+def compile_all(size, dtype, grain, tied, num_segments):
+    batch, num_tokens, num_heads, factors = 2, 160, 16, {"head": 1, "splat": size}
+    place, target, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(3))
+    factor = None if grain is None else torch.empty(batch, num_tokens, num_heads, factors[grain])
+    one, many = torch.empty(num_heads, size), torch.empty(num_heads, size, size)
+    splats = launch.SplatTensors(many, one, one, one)
+    mass, total = torch.empty(batch, num_heads, size), torch.empty(batch, num_heads, size, size)
+    whole = launch.cut(num_tokens, batch * num_heads, (size,) * 3, launch.grain(factor))
+    whole = whole._replace(num_segments=num_segments)
+    before = launch.states_before(place, value, splats, factor, factor, mass, total, whole)
+    receive = None if tied else target
+    launch.mix(place, receive, value, splats, factor, factor, before, whole)
+    launch.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
+    launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
+    if grain is None:
+        launch.hand_out(target, splats, total, dtype)
+        launch.weighing_backward(place, value, splats, factor, mass, total, sends=True)
+
+
+JITFunction.run = compile_only
+compile_all(CASE)
+"""
+
+FAST_MEMORY = 227 * 1024  # bytes that a program can have on Hopper
+EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_kernel"}
+
+
+@pytest.mark.parametrize(
+    ("case", "more"),
+    [
+        ("64, torch.bfloat16, None, True, 1", {"hand_out_kernel", "weighing_backward_kernel"}),
+        ("128, torch.bfloat16, 'head', False, 3", {"collect_kernel", "carry_kernel"}),
+        ("16, torch.float16, 'splat', False, 3", {"collect_kernel", "carry_kernel"}),
+    ],
+)
+def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    outcome = subprocess.run(
+        [sys.executable, "-c", SCRIPT.replace("CASE", case)],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    used = [line.split() for line in outcome.stdout.splitlines()]
+    assert {name for name, _ in used} == EVERY_KERNEL | more
+    assert max(int(number) for _, number in used) <= FAST_MEMORY
+
+
+def test_the_rules_by_which_sequences_are_cut():
+    assert doctest.testmod(launch).failed == 0
+    for num_tokens, num_sequences in itertools.product((1, 31, 32, 33, 1023, 1025, 100_003), (1, 7, 131, 263, 1000)):
+        for decay in launch.TILES:
+            tile, num_tiles, num_segments = launch.cut(num_tokens, num_sequences, (7, 65, 3), decay)
+            of_segment = tile * num_tiles
+            assert (num_segments - 1) * of_segment < num_tokens <= num_segments * of_segment
+            assert num_segments == 1 or num_segments * num_sequences <= launch.PROGRAMS
