@@ -183,3 +183,14 @@ def test_padding_equals_leaving_the_padded_tokens_out(backend, route, causal, st
     assert relative_error(padded["total"], after.total) <= TOLERANCE
     for name, part in padded.items():
         assert part.isfinite().all(), name
+
+
+@every_backend
+@every_route
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_sequences_at_all_are_no_error(backend, route, causal):
+    skip_unless(backend, route)
+    arguments = make_arguments(B=0, T=5, M=9, routing=route["routing"], state=True)
+    output, state = attend(arguments, causal=causal, backend=backend, **route)
+    assert list(output.shape) == [0, 5, 3, 5]
+    assert list(state.total.shape) == [0, 3, 9, 5]

@@ -105,6 +105,11 @@ WRONG_CALLS = {
     ),
     "more than all splats": (wrong(top_p=6), ValueError, ["top_p is 6", "5"]),
     "none of the splats": (wrong(top_p=0), ValueError, ["top_p is 0", "1"]),
+    "a lattice of three parts": (
+        wrong(routing="lattice", top_p=2, splats=Lattice(torch.zeros(H, 3, 2, P // 2), *(torch.zeros(H, 3, 2),) * 2)),
+        ValueError,
+        ["splats.centers", "3"],
+    ),
     "half a splat": (wrong(top_p=0.5), TypeError, ["top_p is 0.5", "integer"]),
     "the nearest of those in reach": (
         wrong(splats=call["splats"]._replace(log_reaches=log_scales), routing="compact", top_p=2),
@@ -195,6 +200,14 @@ WRONG_CALLS = {
     "no heads": (layer(num_heads=0), ValueError, ["num_heads is 0"]),
     "a layer without splats": (layer(num_splats=0), ValueError, ["num_splats", "0", "at least 1"]),
     "a layer of unknown routing": (layer(routing="nearest"), ValueError, ["routing", "'nearest'", "mixture"]),
+    "a layer with half a mask": (layer(causal="past"), TypeError, ["causal is 'past'", "True or False"]),
+    "a state from longer chunks": (
+        lambda: partial(layer(transform="lagged", lag=2)(), torch.zeros(B, T, 12))(
+            state=layer(transform="lagged", lag=9)()(torch.zeros(B, 5, 12))[1]
+        ),
+        ValueError,
+        ["num_tokens is [5, 5]", "lag, 2"],
+    ),
     "a layer of unknown decay": (layer(decay="token"), ValueError, ["decay", "'token'", "splat"]),
     "a negative window": (layer(window_size=-1), ValueError, ["window_size", "-1"]),
     "a negative convolution": (layer(conv_size=-2), ValueError, ["conv_size", "-2"]),

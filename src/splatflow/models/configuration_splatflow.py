@@ -122,7 +122,8 @@ class SplatFlowConfig(PreTrainedConfig):
             if getattr(self, name) is not None:
                 require_at_least(1, **{name: getattr(self, name)})
         head_dim = self.hidden_size // self.num_attention_heads
-        require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
+        width = self.position_dim or head_dim
+        require_routing(self.routing, self.num_splats, width, self.splat_top_p, "splat_top_p")
         require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
         require_transform(self.transform, self.causal)
         if self.window_size or self.mixer == "softmax":

@@ -96,7 +96,9 @@ class SplatSet(nn.Module):
         return SplatState(mass.expand(batch, *mass.shape), total.expand(batch, *total.shape))
 
 
-def require_routing(routing: str, num_splats: int, position_dim: int, top_p: int | None) -> None:
+def require_routing(
+    routing: str, num_splats: int, position_dim: int, top_p: int | None, name_of_top_p: str = "top_p"
+) -> None:
     """Raises ValueError or TypeError unless a set of splats can be routed so."""
     require_one_of(ROUTINGS, routing=routing)
     require_integers(1, num_splats=num_splats, position_dim=position_dim)
@@ -105,4 +107,4 @@ def require_routing(routing: str, num_splats: int, position_dim: int, top_p: int
             raise ValueError(f"num_splats is {num_splats}, expected a square for routing 'lattice'")
         if position_dim % 2:
             raise ValueError(f"position_dim is {position_dim}, expected an even width for routing 'lattice'")
-    check_top_p(top_p, routing, num_splats)
+    check_top_p(top_p, routing, num_splats, name_of_top_p)

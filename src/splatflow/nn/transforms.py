@@ -103,6 +103,8 @@ def hear_lagged(
         lagged: None at the beginning of a text.
     """
     lagged = LaggedState.first(before) if lagged is None else lagged
+    if lagged.num_tokens.is_cpu and not torch.compiler.is_compiling() and (lagged.num_tokens >= lag).any():
+        raise ValueError(f"state.lagged.num_tokens is {lagged.num_tokens.tolist()}, expected less than lag, {lag}")
     slots = slots_of(exists, lagged.num_tokens, lag)
     if exists.shape[1] == 1:
         later = SplatState(*(part[:, None] for part in after))
@@ -113,13 +115,15 @@ def hear_lagged(
 
 
 def require_transform(transform: str | None, causal: bool) -> None:
-    """Raises ValueError for a transform that there is not, or not with such a mask.
+    """Raises ValueError for a transform that there is not, or not with such a mask, TypeError for no such mask.
 
     >>> require_transform("mlp", causal=True)
     Traceback (most recent call last):
     ValueError: transform is 'mlp', expected None, 'linear' or 'lagged' with causal=True
     """
     require_one_of(TRANSFORMS, transform=transform)
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal is {causal!r}, expected True or False")
     if causal not in TRANSFORMS[transform]:
         *others, last = (repr(name) for name, values in TRANSFORMS.items() if causal in values)
         raise ValueError(f"transform is {transform!r}, expected {', '.join(others)} or {last} with causal={causal}")

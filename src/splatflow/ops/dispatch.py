@@ -126,9 +126,10 @@ def splat_attention(
             None: nothing. With `cu_seqlens` one state a document.
         cu_seqlens: boundaries [0, ..., T] of documents packed end to end in a batch of one; none hears another.
         backend: "auto", "chunked", "triton", "sparse", "reach", "recurrent" or "reference"; all give the same. "sparse"
-            needs a `top_p`, no `receive_mixing` and no `log_decay` per splat; "reach" the routing "compact" and no
-            `receive_mixing`; "triton" CUDA, the routing "mixture" with none of `top_p`, `receive_mixing`, `transform`
-            and biases, and at most 128 (bf16) or 64 (fp16, fp32) splats and numbers of a position or value.
+            needs a `top_p`, no `receive_mixing` and no `log_decay` per splat, and has no second derivatives; "reach"
+            the routing "compact" and no `receive_mixing`; "triton" CUDA, the routing "mixture" with none of `top_p`,
+            `receive_mixing`, `transform` and biases, and at most 128 (bf16) or 64 (fp16, fp32) splats and numbers of a
+            position or value.
 
     Returns:
         The output [B, T, H, D], and the state after the last token, from which a next piece can go on.

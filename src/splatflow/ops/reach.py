@@ -41,7 +41,7 @@ def reach(
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, sequence by sequence: what one needs is no other's concern."""
     num_tokens = max(sources.values.shape[1], targets.positions.shape[1])
-    if num_tokens < SHORTEST or router.splats.num_splats < FEWEST_SPLATS:
+    if num_tokens < SHORTEST or router.splats.num_splats < FEWEST_SPLATS or len(sources.values) == 0:
         return chunked(sources, targets, router, state, causal=causal)
     groups = grouped(router, inner_dtype(sources.positions.dtype))
     outputs, masses, totals = [], [], []

@@ -19,7 +19,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 BLOCK_EVENTS = 4096  # of all sequences and heads: so that what is made of them stays in the cache
@@ -198,7 +198,7 @@ class Pieces(NamedTuple):
     by: Int[Tensor, "N E"]  # which event stands there
     place: Int[Tensor, "N E"]  # and at which of all N Q G places
     times: Float[Tensor, "N E"] | None
-    is_last: Any  # [N, E], of the events of its row
+    is_last: Bool[Tensor, "N E"]  # of the events of its row
     rank: Int[Tensor, " pieces"]  # of each of all N Q pieces among those of its row
     size: int  # G
 

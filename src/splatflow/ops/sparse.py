@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .chunked import Output, block_sizes
+from .chunked import Output, block_sizes, chunked
 from .routing import Router
 from .scan import scan
 from .splats import MIN_MASS, Sources, SplatState, Targets, split
@@ -34,6 +34,8 @@ def sparse(
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     """Output and final state, block by block."""
     batch, num_heads = state.mass.shape[:2]
+    if batch == 0:
+        return chunked(sources, targets, router, state, causal=causal)
     table = torch.cat([state.total.flatten(0, 1), state.mass.flatten(0, 1)[..., None]], -1)  # [N, M, X], and no view
     output, table = (_causal if causal else _both_ways)(sources, targets, router, table)
     total, mass = table.unflatten(0, (batch, num_heads)).split([table.shape[-1] - 1, 1], -1)
@@ -47,7 +49,7 @@ def _causal(
     block = BLOCK_TOKENS
     if sources.log_decay is not None:  # each block keeps a table: as many tokens as make its events no fewer
         block = max(block, -(-router.splats.num_splats // router.top_p))
-    output, sizes = Output(len(targets.positions[0])), block_sizes(len(sources.values[0]), block)
+    output, sizes = Output(targets.positions.shape[1]), block_sizes(sources.values.shape[1], block)
     for here, there in zip(split(sources, sizes), split(targets, sizes), strict=True):
         write_at, rows = written(here, router)
         read_at, weights = read(there, router)
@@ -59,11 +61,11 @@ def _causal(
 def _both_ways(
     sources: Sources, targets: Targets, router: Router, table: Float[Tensor, "N M X"]
 ) -> tuple[Output, Float[Tensor, "N M X"]]:
-    for here in split(sources, block_sizes(len(sources.values[0]), BLOCK_TOKENS)):
+    for here in split(sources, block_sizes(sources.values.shape[1], BLOCK_TOKENS)):
         write_at, rows = written(here, router)
         table.flatten(0, 1).index_add_(0, flat(write_at, table), rows.flatten(0, 1))
-    output = Output(len(targets.positions[0]))
-    for there in split(targets, block_sizes(len(targets.positions[0]), BLOCK_TOKENS)):
+    output = Output(targets.positions.shape[1])
+    for there in split(targets, block_sizes(targets.positions.shape[1], BLOCK_TOKENS)):
         read_at, weights = read(there, router)
         output.append(heard(rows_at(table, read_at), read_at, weights, router, len(there.positions)))
     return output, table

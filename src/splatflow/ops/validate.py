@@ -55,6 +55,8 @@ def check_arguments(
     )
     batch, num_sources, num_heads, _ = values.shape
     *per_splat, width = splats.centers.shape[1:]  # M, or 2 and K
+    if isinstance(splats, Lattice):
+        per_splat[0] = 2
     num_splats = splats.num_splats
     if num_splats == 0:
         raise ValueError("splats.centers holds 0 splats a head, expected at least 1")
@@ -115,18 +117,18 @@ def _check_kind(splats: Splats | Lattice, routing: str) -> Splats | Lattice:
     return splats
 
 
-def check_top_p(top_p: int | None, routing: str, num_splats: int) -> None:
+def check_top_p(top_p: int | None, routing: str, num_splats: int, name: str = "top_p") -> None:
     """Raises TypeError or ValueError unless so many of so many splats can be looked for by this routing."""
     if top_p is None:
         if routing == "grouped":
-            raise ValueError("top_p is None, expected a number for routing 'grouped', which looks for the nearest")
+            raise ValueError(f"{name} is None, expected a number for routing 'grouped', which looks for the nearest")
         return
     if not isinstance(top_p, int) or isinstance(top_p, bool):
-        raise TypeError(f"top_p is {top_p!r}, expected an integer or None")
+        raise TypeError(f"{name} is {top_p!r}, expected an integer or None")
     if ROUTINGS[routing].nearest is None:
-        raise ValueError(f"top_p is {top_p}, expected None for routing {routing!r}")
+        raise ValueError(f"{name} is {top_p}, expected None for routing {routing!r}")
     if not 1 <= top_p <= num_splats:
-        raise ValueError(f"top_p is {top_p}, expected 1 to the number of splats, {num_splats}")
+        raise ValueError(f"{name} is {top_p}, expected 1 to the number of splats, {num_splats}")
 
 
 def _check_transform(transform: Transform, shape: tuple[int, ...], values: Tensor) -> None:

@@ -105,7 +105,8 @@ class ModelConfig:
         require_one_of(MIXERS, mixer=self.mixer)
         require_one_of(GRAINS, decay=self.decay)
         head_dim = self.hidden_size // self.num_heads
-        require_routing(self.routing, self.num_splats, self.position_dim or head_dim, self.splat_top_p)
+        width = self.position_dim or head_dim
+        require_routing(self.routing, self.num_splats, width, self.splat_top_p, "splat_top_p")
         require_hops(self.hops, self.num_super_splats, self.routing, self.num_splats)
         require_transform(self.transform, causal=True)
         if self.mixer != "splat":
