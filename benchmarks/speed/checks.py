@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from splatflow.diagnostics.speed import random_splats
-from splatflow.ops import BACKENDS, Lattice, Splats, SplatState, splat_attention
+from splatflow.ops import Lattice, Splats, SplatState, splat_attention
 
 from .cases import Case
-from .contenders import reason_of_refusal
+from .contenders import backends, reason_of_refusal
 from .ledger import ROOT
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def check_case(name: str, num_splats: int, device: str) -> Case:
 def jobs(num_splats: tuple[int, ...], device: str, seed: int) -> Iterator[tuple[Case, Callable[[], dict[str, Any]]]]:
     """All checks, each a row of its own, so that a call that is stopped does not begin again."""
     asked = configurations(num_splats)
-    for backend in BACKENDS:
+    for backend in backends():
         for count, some in asked.items():
             yield check_case(backend, count, device), partial(check, backend, device, some, seed)
     yield check_case(SANITIZER, 0, device), partial(sanitize, device)
@@ -225,7 +225,7 @@ def jobs(num_splats: tuple[int, ...], device: str, seed: int) -> Iterator[tuple[
 
 def sanitize(device: str) -> dict[str, Any]:
     """The smallest configurations of backends with kernels of their own, under compute-sanitizer."""
-    ours = [backend for backend in BACKENDS if backend not in PLAIN]
+    ours = [backend for backend in backends() if backend not in PLAIN]
     if device != "cuda" or not ours:
         return {"result": "left out", "reason": "no backend here has kernels of its own for a GPU"}
     if shutil.which(SANITIZER) is None:

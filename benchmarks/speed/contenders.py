@@ -8,6 +8,7 @@ A contender is one row of `contenders()`. All take the same numbers, in the layo
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from importlib import import_module
@@ -91,7 +92,13 @@ class Contender(NamedTuple):
 
 def contenders() -> dict[str, Contender]:
     """All, in the order in which tables show them."""
-    return {**{splat_name(backend): splats(backend) for backend in BACKENDS}, **PEERS}
+    return {**{splat_name(backend): splats(backend) for backend in backends()}, **PEERS}
+
+
+def backends() -> list[str]:
+    """Rows of `BACKENDS`, but for kernels under Triton's interpreter: it takes minutes, and tests of its own."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return [name for name in BACKENDS if not (name == "triton" and interpreted)]
 
 
 def splat_name(backend: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from benchmarks.speed import checks
 from benchmarks.speed.checks import Configuration, check, configurations, poisoned_memory
+from benchmarks.speed.contenders import backends
 
 from splatflow.ops import BACKENDS
 from splatflow.ops.chunked import chunked
@@ -41,7 +42,7 @@ def plant(monkeypatch, breach):
     def function(*arguments, **options):
         return breach(*chunked(*arguments, **options))
 
-    monkeypatch.setitem(BACKENDS, "planted", Backend(function, lambda router, *, log_decay: None))
+    monkeypatch.setitem(BACKENDS, "planted", Backend(function, lambda router, sources, targets: None))
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,11 @@ def test_what_is_wrong_with_bf16_alone_is_wrong(monkeypatch):
         output, state = chunked(sources, *rest, **options)
         return (output * 1.1 if sources.values.dtype == torch.bfloat16 else output), state
 
-    monkeypatch.setitem(BACKENDS, "planted", Backend(function, lambda router, *, log_decay: None))
+    monkeypatch.setitem(BACKENDS, "planted", Backend(function, lambda router, sources, targets: None))
     assert "torch.bfloat16" in check("planted", "cpu", FEW, seed=5)["reason"]
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", backends())
 def test_our_backends_are_right_in_all_that_they_do(backend):
     row = check(backend, "cpu", [one for some in configurations((17,)).values() for one in some], seed=11)
     assert row["result"] == "right", row
@@ -82,7 +83,7 @@ def test_what_the_definition_itself_cannot_tell_is_not_wrong():
 
 
 def test_a_backend_that_does_nothing_is_left_out(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "planted", Backend(chunked, lambda router, *, log_decay: "it is tired"))
+    monkeypatch.setitem(BACKENDS, "planted", Backend(chunked, lambda router, sources, targets: "it is tired"))
     assert check("planted", "cpu", FEW, seed=5)["result"] == "left out"
 
 

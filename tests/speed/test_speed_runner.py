@@ -98,7 +98,7 @@ def test_a_wrong_backend_is_not_timed(one_size, tmp_path, monkeypatch):
         output, state = chunked(sources, targets, router, state, causal=causal)
         return output * 1.1, state
 
-    monkeypatch.setitem(BACKENDS, "planted", Backend(function, lambda router, *, log_decay: None))
+    monkeypatch.setitem(BACKENDS, "planted", Backend(function, lambda router, sources, targets: None))
     path = tmp_path / "speed.jsonl"
     assert run(path) == 1
     assert results(path, "planted") == {"wrong"}
@@ -119,7 +119,7 @@ def test_a_backend_that_breaks_when_it_is_asked_is_wrong(one_size, tmp_path, mon
     def function(*arguments, **options):
         raise RuntimeError("it did not compile")
 
-    monkeypatch.setitem(BACKENDS, "broken", Backend(function, lambda router, *, log_decay: None))
+    monkeypatch.setitem(BACKENDS, "broken", Backend(function, lambda router, sources, targets: None))
     path = tmp_path / "speed.jsonl"
     assert run(path) == 1
     assert results(path, "broken") == {"wrong"}
@@ -137,8 +137,8 @@ def test_what_the_sanitizer_finds_forbids_all_that_have_kernels(one_size, tmp_pa
 
 def test_a_new_backend_is_checked_and_timed_by_itself(one_size, tmp_path, monkeypatch):
     only_causal = "not on this machine"
-    monkeypatch.setitem(BACKENDS, "new", Backend(chunked, lambda router, *, log_decay: None))
-    monkeypatch.setitem(BACKENDS, "absent", Backend(chunked, lambda router, *, log_decay: only_causal))
+    monkeypatch.setitem(BACKENDS, "new", Backend(chunked, lambda router, sources, targets: None))
+    monkeypatch.setitem(BACKENDS, "absent", Backend(chunked, lambda router, sources, targets: only_causal))
     path = tmp_path / "speed.jsonl"
     assert run(path) == 0
     assert (results(path, "new"), results(path, "splats (new)")) == ({"right"}, {"measured"})
