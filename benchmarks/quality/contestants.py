@@ -39,7 +39,8 @@ class Contestant(NamedTuple):
     """`build(shell, size)` makes a mixer. `sized`: the size says how large its state is; else no size changes that.
 
     `table` names what looks up a bias of the routing: the "token", or its "place" in the text. `strategy` moves splats
-    while they learn, and `kept` is the share of them that is examined, those used most.
+    while they learn, and `kept` is the share of them that is examined, those used most. `heir_of` names the contestant
+    that learns as long before, on lessons of its own, and from which this one begins.
     """
 
     build: Callable[[Shell, int], nn.Module]
@@ -48,6 +49,7 @@ class Contestant(NamedTuple):
     table: Literal["token", "place"] | None = None
     strategy: Strategy = Strategy()  # it is frozen
     kept: float = 1.0
+    heir_of: str | None = None
 
 
 def _shared(shell: Shell) -> dict[str, Any]:
@@ -90,6 +92,11 @@ def _wide_values(shell: Shell, size: int) -> nn.Module:
     return _splats(SplatAttention, shell, size, value_dim=7 * shell.width // (4 * shell.num_heads))
 
 
+def _both_directions(shell: Shell, size: int) -> nn.Module:
+    """As many splats as the causal ones have at 1,620 numbers: being centred, its convolution has no state."""
+    return _splats(SplatAttention, shell, 16, causal=False)
+
+
 def _rival(kind: type[Rival], shell: Shell, size: int) -> nn.Module:
     return kind(shell.width, shell.num_heads, size, **_shared(shell))
 
@@ -121,6 +128,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "splats, minimum distance": Contestant(_PLAIN, strategy=MinimumDistance(6.0)),
     "splats, split and prune": Contestant(_PLAIN, strategy=SplitAndPrune()),
     "splats, curriculum": Contestant(_PLAIN, strategy=Curriculum()),
+    "splats, attention start": Contestant(_PLAIN, heir_of="softmax"),
+    "splats, twice as long": Contestant(_PLAIN, heir_of="splats"),
+    "splats, both directions": Contestant(_both_directions, sized=False),
     "linear router": Contestant(partial(_splats, LinearRouter), control=True),
     "linear router, decay, skip": Contestant(
         partial(_splats, LinearRouter, decay="head", value_skip=True), control=True

@@ -8,7 +8,7 @@ from .intervals import interval, paired
 from .plan import Experiment, Rows, fresh_rows
 from .standings import MANY
 from .studies import BITS, MEAN
-from .tiers import FEATURES, TIERS
+from .tiers import FEATURES, NOT_CAUSAL, TIERS
 
 WITHOUT = "splats"
 # in the order in which the idea names them
@@ -18,7 +18,7 @@ ORDER = (
     *("splats, window", "splats, linear transform", "splats, lagged MLP"),
     *("splats, one hop", "splats, two hops", "splats, wide values", "splats, half kept"),
     *("splats, overlap loss", "splats, repulsion", "splats, minimum distance", "splats, split and prune"),
-    *("splats, k-means start", "splats, curriculum"),
+    *("splats, k-means start", "splats, curriculum", "splats, attention start", "splats, twice as long", NOT_CAUSAL),
 )
 
 
@@ -42,12 +42,12 @@ COLUMNS = (
 def lines_of_parts(rows: Rows) -> list[list[str]]:
     """A line for the model without any, then one for each part of which something is measured."""
     experiments = {experiment.study: experiment for experiment in TIERS["features"]}
-    assert set(ORDER) == set(FEATURES)
+    assert set(ORDER) == {*FEATURES, NOT_CAUSAL}
     lines = []
     for name in (WITHOUT, *ORDER):
-        cells = [_cell(experiments[column.study], column.score, name, rows) for column in COLUMNS]
-        if any(cells):
-            lines.append([name, *_sizes(experiments, name, rows), *(cell or "not run" for cell in cells)])
+        sizes = _sizes(experiments, name, rows)
+        if sizes:
+            lines.append([name, *sizes, *(_cell(experiments[one.study], one.score, name, rows) for one in COLUMNS)])
     return lines
 
 
@@ -55,19 +55,21 @@ HEADER = ["model", "state", "parameters", "operations", *(column.title for colum
 
 
 def _sizes(experiments: dict[str, Experiment], name: str, rows: Rows) -> list[str]:
-    """In the study that comes first of those that were run: parameters differ by what has a row for each word."""
+    """In the first study that was run, if any was: parameters differ by what has a row for each word."""
     for column in COLUMNS:
         finished = fresh_rows(experiments[column.study], name, rows)
         if finished:
             return [f"{finished[0][key]:,}" for key in ("state_size", "parameters", "step_operations")]
-    raise AssertionError("only lines of which something is measured are asked for")
+    return []
 
 
 def _cell(experiment: Experiment, score: str, name: str, rows: Rows) -> str:
     """The mean over fresh seeds and, for a part, the paired difference; bold if its interval excludes 0."""
+    if name not in experiment.mixers:
+        return "not causal"
     finished, without = (fresh_rows(experiment, one, rows) for one in (name, WITHOUT))
     if not finished:
-        return ""
+        return "not run"
     scores = [row["scores"][score] for row in finished]
     if None in scores:
         return "diverged"

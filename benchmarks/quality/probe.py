@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from splatflow.nn import SwiGLU
+from splatflow.nn import SplatAttention, SwiGLU, initialise_from_attention
 from splatflow.nn.fewer_splats import keep_splats
 from splatflow.tasks import IGNORED
 
@@ -123,13 +123,20 @@ def build(run: Run, vocab_size: int) -> Probe:
 def learn(model: Probe, study: Study, run: Run, corpus: Corpus | None, device: torch.device) -> Probe:
     """AdamW with a one-cycle schedule. Only the weights of linear layers and embeddings decay.
 
+    An heir begins where the other one is after as many steps of the same schedule.
+
     Returns:
         The model that is to be examined: `model` itself, or one with the splats that the last batch used most.
     """
-    strategy, kept = CONTESTANTS[run.mixer].strategy, CONTESTANTS[run.mixer].kept
+    contestant, lessons_before = CONTESTANTS[run.mixer], 0
+    if contestant.heir_of is not None:
+        lessons_before = run.steps
+        forebear = _forebear(model, study, run, corpus, device)
+        inherit(model, forebear, next(lessons_of(study, run, corpus, device, lessons_before))[1])
+    strategy, kept = contestant.strategy, contestant.kept
     optimizer = optimizer_of(model, run.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.rate, run.steps, pct_start=0.1)
-    for step, batch, answers in lessons_of(study, run, corpus, device):
+    for step, batch, answers in lessons_of(study, run, corpus, device, lessons_before):
         if step == 1:
             strategy.begin(model, optimizer, batch)
         loss = F.cross_entropy(model(**batch), answers)
@@ -143,6 +150,35 @@ def learn(model: Probe, study: Study, run: Run, corpus: Corpus | None, device: t
     return model if kept == 1.0 else keep_splats(model, max(1, round(kept * model.mixers[0].num_splats)), batch)
 
 
+def _forebear(model: Probe, study: Study, run: Run, corpus: Corpus | None, device: torch.device) -> Probe:
+    """Whom a model is the heir of, after its own lessons: equal in all but the mixers."""
+    before = replace(run, mixer=CONTESTANTS[run.mixer].heir_of)
+    torch.manual_seed(run.seed)
+    forebear = Probe(before, study.vocab_size, model.mlps[0].down_proj.in_features).to(device)
+    return learn(forebear, study, before, corpus, device)
+
+
+def inherit(model: Probe, forebear: Probe, batch: dict[str, Tensor]) -> None:
+    """Take over everything that two models share; splats start from softmax attention, layer by layer, on a batch."""
+    shared = {name: value for name, value in forebear.state_dict().items() if not name.startswith("mixers.")}
+    model.load_state_dict(shared, strict=False)
+    for mixer, before in zip(model.mixers, forebear.mixers, strict=True):
+        if isinstance(before, SplatAttention):
+            mixer.load_state_dict(before.state_dict())
+        else:
+            initialise_from_attention(mixer, before, _arriving(model, mixer, batch))
+
+
+@torch.no_grad()
+def _arriving(model: Probe, mixer: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "B T C"]:
+    """The hidden states that reach a mixer."""
+    seen = []
+    hook = mixer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(**batch)
+    hook.remove()
+    return seen[0]
+
+
 def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
     others = [parameter for parameter in model.parameters() if not any(parameter is weight for weight in weights)]
@@ -151,14 +187,15 @@ def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
 
 
 def lessons_of(
-    study: Study, run: Run, corpus: Corpus | None, device: torch.device
+    study: Study, run: Run, corpus: Corpus | None, device: torch.device, lessons_before: int = 0
 ) -> Iterator[tuple[int, dict[str, Tensor], Int[Tensor, " L"]]]:
-    """Each step from 1, its batch as arguments of a probe, and the right answers."""
+    """Each step from 1, its batch as arguments of a probe, and the right answers; so many lessons went before."""
     text = None if corpus is None else corpus.train
     for step in range(run.steps):
         lesson = study.lessons[step % len(study.lessons)]
         # batches are numbered; no two seeds, nor training and examination, share one
-        inputs, labels = (part.to(device) for part in lesson(1_000_000 * run.seed + step, text, run.batch_tokens))
+        number = 1_000_000 * run.seed + lessons_before + step
+        inputs, labels = (part.to(device) for part in lesson(number, text, run.batch_tokens))
         asked = labels != IGNORED
         yield step + 1, {"inputs": inputs, "asked": asked}, labels[asked]
 

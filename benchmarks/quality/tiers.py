@@ -12,8 +12,10 @@ FEATURES = (
     *("splats, one hop", "splats, wide values", "splats, half kept", "splats, k-means start", "splats, overlap loss"),
     *("splats, minimum distance", "splats, repulsion", "splats, split and prune", "splats, curriculum"),
     *("splats, lagged MLP", "splats, token table", "splats, place table", "splats, two hops", MANY, "splats, top 4"),
+    *("splats, attention start", "splats, twice as long"),
 )
-EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name and name not in FEATURES)
+NOT_CAUSAL = "splats, both directions"  # asked for answers, not for what comes next
+EVERYONE = tuple(name for name in CONTESTANTS if "decay" not in name and name not in (*FEATURES, NOT_CAUSAL))
 # the strongest of those whose state does not grow, and what they have to be seen beside
 STRONGEST = ("gated delta net", "Mamba-2", "GLA", "Gated Slot Attention", "Raven")
 CONTROLS = ("window only", "softmax")
@@ -44,11 +46,11 @@ TIERS: dict[str, tuple[Experiment, ...]] = {
     ),
     # what each part of the idea is worth beside the model without it
     "features": (
-        Experiment("recall", ("splats", *FEATURES, "Based"), state=1620, steps=500),
+        Experiment("recall", ("splats", *FEATURES, NOT_CAUSAL, "Based"), state=1620, steps=500),
         Experiment("wide recall", ("splats", MANY, "Based"), state=1620, steps=500),
-        Experiment("rebound recall", ("splats", *FEATURES), state=1620, steps=500),
+        Experiment("rebound recall", ("splats", *FEATURES, NOT_CAUSAL), state=1620, steps=500),
         Experiment("wikitext bytes", ("splats", *FEATURES), state=1620, steps=400),
-        Experiment("selective copying", ("splats", *FEATURES), state=1620, steps=500),
+        Experiment("selective copying", ("splats", *FEATURES, NOT_CAUSAL), state=1620, steps=500),
     ),
     # the same questions with models of twice the width and eight to sixty times the tokens, in pieces of 9 minutes
     "gpu": (

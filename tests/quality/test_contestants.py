@@ -1,10 +1,12 @@
 """Equal state, equal parameters: what makes a comparison one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from benchmarks.quality.contestants import CONTESTANTS, TOLERANCE, Shell, size_for, state_size
 from benchmarks.quality.controls import FrozenCenters, LinearRouter
-from benchmarks.quality.probe import Run, build, learn
+from benchmarks.quality.probe import REFERENCE_WIDTH, Probe, Run, build, inherit, learn, lessons_of
 from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.tiers import TIERS
 
@@ -116,3 +118,35 @@ def test_a_strategy_moves_splats_and_half_of_them_are_kept():
     assert not torch.equal(plain.mixers[0].centers, moved.mixers[0].centers)
     assert list(half.mixers[0].centers.shape) == [2, 8, 32]
     assert all((row == plain.mixers[0].centers[0]).all(-1).any() for row in half.mixers[0].centers[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("splats, attention start", "softmax"), ("splats, twice as long", "splats")]
+)
+def test_an_heir_begins_where_the_other_one_ended(name, before):
+    study = STUDIES["short recall"]
+    run, run_before = (Run("short recall", mixer, 1632, rate=1e-2, seed=3, steps=2) for mixer in (name, before))
+    heir, forebear = build(run, study.vocab_size), Probe(run_before, study.vocab_size, REFERENCE_WIDTH)
+    _, batch, _ = next(lessons_of(study, run, None, torch.device("cpu")))
+    fresh = heir.mixers[1].centers.clone()
+    inherit(heir, forebear, batch)
+    assert not torch.equal(heir.mixers[1].centers, fresh)
+    for name, value in forebear.named_parameters():
+        if "log_scale" not in name and "centers" not in name:
+            assert torch.equal(value, heir.get_parameter(name)), name
+    if before == "splats":
+        torch.testing.assert_close(heir(**batch), forebear(**batch))
+
+
+def test_an_heir_learns_as_long_again_on_other_lessons():
+    study, device = STUDIES["short recall"], torch.device("cpu")
+    run = Run("short recall", "splats, twice as long", 1632, rate=1e-2, seed=3, steps=2)
+    before, after, longer = (
+        [batch["inputs"] for _, batch, _ in lessons_of(study, one, None, device, first)]
+        for one, first in ((run, 0), (run, 2), (replace(run, steps=4), 0))
+    )
+    assert all(map(torch.equal, [*before, *after], longer))
+    heir, once = (
+        learn(build(one, study.vocab_size), study, one, None, device) for one in (run, replace(run, mixer="splats"))
+    )
+    assert not torch.equal(heir.embedding.weight, once.embedding.weight)
