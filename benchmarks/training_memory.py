@@ -20,7 +20,7 @@ import tyro
 
 from splatflow.diagnostics import peak_memory, write_record
 from splatflow.diagnostics.speed import random_splats
-from splatflow.ops import checkpointed_blocks, splat_attention
+from splatflow.ops import splat_attention
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Options:
     record: str | None = None
 
 
-def operator(options: Options, seq_len: int, decay: bool, checkpointed: bool) -> Callable[[], None]:
+def operator(options: Options, seq_len: int, decay: bool) -> Callable[[], None]:
     """Forward and backward of the causal operator, to all of its arguments."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, seq_len, options.num_heads, options.hidden_size // options.num_heads)
@@ -47,8 +47,7 @@ def operator(options: Options, seq_len: int, decay: bool, checkpointed: bool) ->
             leaf.requires_grad_()
 
     def forward_and_backward() -> None:
-        with checkpointed_blocks(checkpointed):
-            output, _ = splat_attention(*tensors, splats, log_decay=log_decay)
+        output, _ = splat_attention(*tensors, splats, log_decay=log_decay)
         output.sum().backward()
 
     return forward_and_backward
@@ -74,10 +73,8 @@ def model(options: Options, seq_len: int, checkpointed: bool) -> Callable[[], No
 
 # name -> what is run, given the options and a length
 CASES: dict[str, Callable[[Options, int], Callable[[], None]]] = {
-    "operator, no decay": lambda *sizes: operator(*sizes, decay=False, checkpointed=False),
-    "operator, no decay, checkpointed": lambda *sizes: operator(*sizes, decay=False, checkpointed=True),
-    "operator": lambda *sizes: operator(*sizes, decay=True, checkpointed=False),
-    "operator, checkpointed": lambda *sizes: operator(*sizes, decay=True, checkpointed=True),
+    "operator, no decay": lambda *sizes: operator(*sizes, decay=False),
+    "operator": lambda *sizes: operator(*sizes, decay=True),
     "model": lambda *sizes: model(*sizes, checkpointed=False),
     "model, checkpointed": lambda *sizes: model(*sizes, checkpointed=True),
 }

@@ -40,7 +40,8 @@ class Stack(nn.Module):
         make = partial(SplatAttention, C, H, M, decay="splat", write_gate=True, window_size=4, conv_size=3)
         self.layers = nn.ModuleList(make() for _ in range(num_layers))
         for layer in self.layers:
-            layer.centers.data[:, 1] = layer.centers.data[:, 0]  # something for strategies to do
+            # something for strategies to do; equal centers would part by rounding, in any direction
+            layer.centers.data[:, 1] = layer.centers.data[:, 0] + 0.02
         self.recompute = recompute
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,17 @@ def test_the_future_changes_no_bit_of_the_past(backend, case, where, numbers, bl
     assert torch.equal(after[:, :past], before[:, :past])
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_gaussian_that_overflows_does_not_reach_the_past(value):
+    options = {"routing": "gaussian", "top_p": 1, "backend": "sparse"}
+    arguments = make_arguments(T=64, H=1, M=1, decay="head", bias=True, dtype=torch.float32)
+    changed = {**arguments, "send_bias": arguments["send_bias"].index_fill(1, torch.tensor(63), 1e30)}
+    changed["values"] = arguments["values"].index_fill(1, torch.tensor(63), value)
+    before, after = (attend(given, **options)[0] for given in (arguments, changed))
+    assert torch.equal(after[:, :63], before[:, :63])
+    assert not torch.equal(after[:, 63:], before[:, 63:])
+
+
 @every_backend
 def test_the_past_does_change_the_future(backend):
     route = {"routing": "mixture", **({"top_p": 7} if backend == "sparse" else {})}

@@ -16,7 +16,6 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from splatflow.nn import MIXERS, SplatAttention, SwiGLU
-from splatflow.ops import checkpointed_blocks
 
 from .configuration_splatflow import SplatFlowConfig
 
@@ -71,11 +70,7 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         """`input_ids` and `places`, what number in its text each token has, are for tables of biases alone."""
         bias = self._bias(input_ids, places)
         options = {} if bias is None else {"token_bias": bias}
-        # a block that is computed again in the backward pass keeps as little as it can while it is
-        with checkpointed_blocks(self.gradient_checkpointing and self.training):
-            mixed, state = self.mixer(
-                self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state, **options
-            )
+        mixed, state = self.mixer(self.mixer_norm(hidden_states), attention_mask=attention_mask, state=state, **options)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states)), state
 

@@ -1,7 +1,6 @@
 """Pure functions on tensors: no parameters, no state, no input or output."""
 
 from .affinity import log_affinity
-from .chunked import checkpointed_blocks
 from .dispatch import BACKENDS, splat_attention
 from .hops import mixing_of_hop
 from .reach import skipped_share
@@ -16,7 +15,6 @@ __all__ = [
     "SplatState",
     "Splats",
     "Transform",
-    "checkpointed_blocks",
     "log_affinity",
     "missed_share",
     "mixing_of_hop",

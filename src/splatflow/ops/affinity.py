@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .gradients import with_gradient
 from .splats import Splats, inner_dtype
 
 if TYPE_CHECKING:
@@ -48,12 +49,40 @@ def _expanded(
     batch, num_tokens = positions.shape[:2]
     positions, centers = positions.flatten(0, 1).transpose(0, 1), splats.centers.to(positions.dtype)
     precision = torch.exp(-2.0 * splats.log_scales.to(positions.dtype))  # [H, M]
-    squared_norm = torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()  # [H, B T, 1]
     constant = constant - 0.5 * precision * centers.square().sum(-1)
-    without = torch.addcmul(constant[:, None], squared_norm, -0.5 * precision[:, None])
-    return (
-        without.baddbmm_(positions, (centers * precision[..., None]).mT).unflatten(1, (batch, num_tokens)).movedim(0, 2)
-    )
+    squares = _squares(positions, centers * precision[..., None], precision, constant)
+    return squares.unflatten(1, (batch, num_tokens)).movedim(0, 2)
+
+
+def _square(
+    positions: Float[Tensor, "H N P"],
+    scaled: Float[Tensor, "H M P"],
+    precision: Float[Tensor, "H M"],
+    constant: Float[Tensor, "H M"],
+) -> Float[Tensor, "H N M"]:
+    """constant - |p|^2 precision / 2 + <p, scaled>."""
+    without = torch.addcmul(constant[:, None], _squared_norm(positions), -0.5 * precision[:, None])
+    return without.baddbmm_(positions, scaled.mT)
+
+
+def _square_gradient(
+    d_square: Float[Tensor, "H N M"],
+    positions: Float[Tensor, "H N P"],
+    scaled: Float[Tensor, "H M P"],
+    precision: Float[Tensor, "H M"],
+    constant: Float[Tensor, "H M"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weighed = (d_square * precision[:, None]).sum(-1, keepdim=True)
+    d_positions = (d_square @ scaled).addcmul_(positions, weighed, value=-1.0)
+    d_precision = -0.5 * (d_square * _squared_norm(positions)).sum(1)  # a product with one column is slower
+    return d_positions, d_square.mT @ positions, d_precision, d_square.sum(1)
+
+
+def _squared_norm(positions: Float[Tensor, "H N P"]) -> Float[Tensor, "H N 1"]:
+    return torch.linalg.vector_norm(positions, dim=-1, keepdim=True).square()
+
+
+_squares = with_gradient(_square, _square_gradient)
 
 
 def log_affinity(positions: Float[Tensor, "B T H P"], splats: Splats) -> Float[Tensor, "B T H M"]:

@@ -13,19 +13,18 @@ of size T x T, T x M x D or T x M x P exists: the largest arrays are T x C and (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import local
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.checkpoint import checkpoint
 
+from .blocks import block_sizes, over_blocks
+from .chunk_gradient import mix_chunks_gradient
 from .decay import decayed_cumsum, decayed_scores, log_decay_after
+from .gradients import Pairs
 from .routing import Router
-from .splats import MIN_MASS, Sources, SplatState, Targets, split
+from .splats import MIN_MASS, Sources, SplatState, Targets
 from .transform import Transform, transformed
 
 if TYPE_CHECKING:
@@ -33,16 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_CHUNK = 64  # fewer tokens make the matrix products too small to be quick
-BLOCK_ROWS = 8192  # tokens x heads x batch worked on at once: a few MiB an array, so that it stays in the cache
-
-
-class _Checkpointing(local):
-    """Set by `checkpointed_blocks`, for each thread. Not a `ContextVar`, which a compiler cannot trace."""
-
-    active = False
-
-
-_checkpointing = _Checkpointing()
+BLOCK_ROWS = 4096  # tokens x heads x batch worked on at once, fewer if chunks are longer: 1 MiB an array, for the cache
 
 
 def chunked(
@@ -52,64 +42,32 @@ def chunked(
     batch, num_sources, num_heads, width = sources.values.shape
     num_targets = targets.positions.shape[1]
     chunk_size = max(MIN_CHUNK, router.splats.num_splats)
-    block_size = max(1, BLOCK_ROWS // max(1, batch * num_heads * chunk_size)) * chunk_size
+    rows_of_chunks = max(1, batch * num_heads * chunk_size)
+    block_size = max(1, BLOCK_ROWS * MIN_CHUNK // chunk_size // rows_of_chunks) * chunk_size
 
-    output = Output(num_targets)
     if causal:
-        sizes = block_sizes(num_sources, block_size, chunk_size)
-        for here, there in zip(split(sources, sizes), split(targets, sizes), strict=True):
-            length = min(chunk_size, here.values.shape[1])
-            block, state = work_through(_mix_block, here, there, router, state, length)
-            output.append(block)
+        mix, sizes = partial(_mix_block, chunk_size=chunk_size), block_sizes(num_sources, block_size, chunk_size)
+        gradient = None
+        if router.transform is None and (sources.log_decay is None or sources.log_decay.shape[-1] == 1):
+            gradient = partial(_mix_block_gradient, chunk_size=chunk_size)
+        output, state = over_blocks(mix, (sources, targets), router, state, sizes, gradient)
     else:
-        for here in split(sources, block_sizes(num_sources, block_size)):
-            state = work_through(_collect_block, here, router, state)
+        _, state = over_blocks(
+            _collect_block, sources, router, state, block_sizes(num_sources, block_size), _collect_block_gradient
+        )
         means = transformed(state.contents(router.routing.running_mean), router.transform)
-        for there in split(targets, block_sizes(num_targets, block_size)):
-            output.append(work_through(read_block, there, means, router))
-    return output.join(state.total.new_empty(batch, num_heads, 0, width)), state
-
-
-@contextmanager
-def checkpointed_blocks(active: bool = True) -> Iterator[None]:
-    """Within it, the backward pass of `chunked` computes each block once more instead of keeping what it computed.
-
-    What is kept of a block is its inputs and the state before it, for the price of a second forward pass. Over many
-    blocks that is less than half of the memory (`python -m benchmarks.training_memory`). No number changes.
-
-    Example:
-        >>> from splatflow.ops import Splats, splat_attention
-        >>> positions, values = torch.zeros(1, 3, 1, 2), torch.ones(1, 3, 1, 1, requires_grad=True)
-        >>> splats = Splats(torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1))
-        >>> with checkpointed_blocks():
-        ...     output, _ = splat_attention(positions, positions, values, splats)
-        >>> output.sum().backward()
-    """
-    outer, _checkpointing.active = _checkpointing.active, active
-    try:
-        yield
-    finally:
-        _checkpointing.active = outer
-
-
-def work_through(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`, computed again in the backward pass if blocks are checkpointed."""
-    if not (_checkpointing.active and torch.is_grad_enabled()):
-        return function(*arguments)
-    # tensors inside of tuples would be kept alive unseen by a checkpoint around this one
-    leaves, structure = tree_flatten(arguments)
-    return checkpoint(
-        lambda *leaves: function(*tree_unflatten(leaves, structure)),
-        *leaves,
-        use_reentrant=False,
-        preserve_rng_state=False,  # nothing is random
-    )
+        output, _ = over_blocks(
+            read_block, targets, (means, router), (), block_sizes(num_targets, block_size), _read_block_gradient
+        )
+    return state.total.new_empty(batch, 0, num_heads, width) if output is None else output, state
 
 
 def _mix_block(
-    sources: Sources, targets: Targets, router: Router, state: SplatState, length: int
+    tokens: tuple[Sources, Targets], router: Router, state: SplatState, chunk_size: int
 ) -> tuple[Float[Tensor, "B H S D"], SplatState]:
-    """A block of whole chunks of `length` tokens, causal."""
+    """A block of whole chunks, or of fewer tokens than one has, causal."""
+    sources, targets = tokens
+    length = min(chunk_size, sources.values.shape[1])
     output, state = mix_chunks(
         in_chunks(router.send(sources).transpose(1, 2), length),
         in_chunks(router.receive(targets).transpose(1, 2), length),
@@ -122,43 +80,84 @@ def _mix_block(
     return output.flatten(2, 3), state
 
 
-def _collect_block(sources: Sources, router: Router, state: SplatState) -> SplatState:
+def _mix_block_gradient(
+    tokens: tuple[Sources, Targets],
+    router: Router,
+    state: SplatState,
+    d_output: Float[Tensor, "B H S D"] | None,
+    d_state: SplatState,
+    chunk_size: int,
+) -> Pairs:
+    """What `_mix_block` mixes, and the gradients by it. From weights to positions and splats autograd finds them."""
+    sources, targets = tokens
+    length = min(chunk_size, sources.values.shape[1])
+    send, receive = router.send(sources), router.receive(targets)
+    values = in_chunks(sources.values.detach().transpose(1, 2).to(state.total.dtype), length).contiguous()
+    d_output = torch.zeros_like(values) if d_output is None else in_chunks(d_output, length).to(values.dtype)
+    found = mix_chunks_gradient(
+        in_chunks(send.detach().transpose(1, 2), length),
+        in_chunks(receive.detach().transpose(1, 2), length),
+        values,
+        None if sources.log_decay is None else in_chunks(sources.log_decay.detach().transpose(1, 2), length),
+        SplatState(*(part.detach() for part in state)),
+        router.routing.running_mean,
+        d_output.contiguous(),
+        _known(d_state, state),
+    )
+    given = (send, receive, sources.values, sources.log_decay)
+    of_tokens = [
+        (part, gradient.flatten(2, 3).transpose(1, 2).to(part.dtype))
+        for part, gradient in zip(given, found[:4], strict=True)
+        if part is not None and gradient is not None
+    ]
+    return [*of_tokens, *zip(state, found.state, strict=True)]
+
+
+def _collect_block(sources: Sources, router: Router, state: SplatState) -> tuple[None, SplatState]:
     """The state after a block, not causal."""
     weights = router.send(sources).transpose(1, 2)
     values = sources.values.transpose(1, 2).to(state.total.dtype)
-    return SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
+    return None, SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
 
 
-def read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
+def read_block(
+    targets: Targets, means_and_router: tuple[Float[Tensor, "B H M D"], Router], state: tuple[()]
+) -> tuple[Float[Tensor, "B H T D"], tuple[()]]:
     """What a block of targets finds, not causal."""
-    return router.receive(targets).transpose(1, 2) @ means
+    means, router = means_and_router
+    return router.receive(targets).transpose(1, 2) @ means, state
 
 
-class Output:
-    """Blocks of an output, put end to end.
+def _collect_block_gradient(
+    sources: Sources, router: Router, state: SplatState, d_output: Tensor | None, d_state: SplatState
+) -> Pairs:
+    """As in `_mix_block_gradient`."""
+    weights = router.send(sources).transpose(1, 2)
+    values = sources.values.transpose(1, 2).to(weights.dtype)
+    d_mass, d_total = _known(d_state, state)
+    d_weights = torch.matmul(values.detach(), d_total.mT).add_(d_mass[:, :, None])
+    return [(weights, d_weights), (values, weights.detach() @ d_total), (state.mass, d_mass), (state.total, d_total)]
 
-    Without gradients each is written where it belongs at once. To keep them all and copy them at the end would touch
-    new memory twice, which for a long sequence costs more than the arithmetic.
-    """
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens, self.num_written = num_tokens, 0
-        self.blocks: list[Float[Tensor, "B H t D"]] = []
-        self.whole: Float[Tensor, "B T H D"] | None = None
+def _read_block_gradient(
+    targets: Targets,
+    means_and_router: tuple[Float[Tensor, "B H M D"], Router],
+    state: tuple[()],
+    d_output: Float[Tensor, "B H T D"] | None,
+    d_state: tuple[()],
+) -> Pairs:
+    """As in `_mix_block_gradient`."""
+    means, router = means_and_router
+    if d_output is None:
+        return []
+    weights, d_output = router.receive(targets).transpose(1, 2), d_output.to(means.dtype)
+    return [(weights, d_output @ means.detach().mT), (means, weights.detach().mT @ d_output)]
 
-    def append(self, block: Float[Tensor, "B H t D"]) -> None:
-        if block.requires_grad:
-            self.blocks.append(block)
-            return
-        if self.whole is None:
-            batch, num_heads, _, width = block.shape
-            self.whole = block.new_empty(batch, self.num_tokens, num_heads, width)
-        start, self.num_written = self.num_written, self.num_written + block.shape[2]
-        self.whole[:, start : self.num_written] = block.transpose(1, 2)
 
-    def join(self, nothing: Float[Tensor, "B H 0 D"]) -> Float[Tensor, "B T H D"]:
-        """All blocks; `nothing` if there were none."""
-        return torch.cat(self.blocks or [nothing], 2).transpose(1, 2) if self.whole is None else self.whole
+def _known(gradients: SplatState, like: SplatState) -> SplatState:
+    """0 for those that are None."""
+    pairs = zip(gradients, like, strict=True)
+    return SplatState(*(torch.zeros_like(part) if gradient is None else gradient for gradient, part in pairs))
 
 
 def mix_chunks(
@@ -237,14 +236,3 @@ def running(
 
 def in_chunks(part: Float[Tensor, "B H S X"], length: int) -> Float[Tensor, "B H N C X"]:
     return part.unflatten(2, (-1, length))
-
-
-def block_sizes(num_tokens: int, block_size: int, chunk_size: int = 1) -> list[int]:
-    """Whole blocks, what whole chunks remain, and the rest.
-
-    >>> block_sizes(17, block_size=6, chunk_size=3)
-    [6, 6, 3, 2]
-    """
-    whole = num_tokens - num_tokens % chunk_size
-    rest = whole % block_size
-    return [block_size] * (whole // block_size) + [size for size in (rest, num_tokens - whole) if size]

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .chunked import Output, block_sizes, chunked, read_block, running_state, work_through
+from .blocks import Output, block_sizes
+from .chunked import chunked, read_block, running_state
 from .decay import decayed_cumsum, decayed_scores, log_decay_after, pairwise_decay
 from .routing import ROUTINGS, Router
 from .slots import Groups, Slot, grouped, in_chunks, needed, of_slots, reordered, sent, slots_of, weights
@@ -65,7 +66,7 @@ def one_sequence(
     if causal:
         for (here, length, before), (there, _, before_there) in zip(sending, receiving, strict=True):
             if pays(groups, before, before_there):
-                block, state = work_through(mix_slots, here, there, groups, state, length, running_mean)
+                block, state = mix_slots(here, there, groups, state, length, running_mean)
             else:
                 whole, state = chunked(here, there, router, state, causal=True)
                 block = whole.transpose(1, 2)
@@ -73,17 +74,17 @@ def one_sequence(
     else:
         for here, length, probe in sending:
             if pays(groups, probe):
-                state = work_through(collect_slots, here, groups, state, length)
+                state = collect_slots(here, groups, state, length)
             else:
                 nobody = each(lambda part: part[:, :0], targets)
                 _, state = chunked(here, nobody, router, state, causal=False)
         means = transformed(state.contents(running_mean), router.transform)
         for there, length, its_probe in receiving:
             if pays(groups, its_probe):
-                output.append(work_through(read_slots, there, means, groups, length))
+                output.append(read_slots(there, means, groups, length))
             else:
-                output.append(work_through(read_block, there, means, router))
-    return output.join(state.total.new_empty(1, state.mass.shape[1], 0, state.total.shape[-1])), state
+                output.append(read_block(there, (means, router), ())[0])
+    return output.join(state.total.new_empty(1, 0, state.mass.shape[1], state.total.shape[-1])), state
 
 
 def probed_blocks(tokens: Tokens, causal: bool) -> list[tuple[Tokens, int, Tokens]]:

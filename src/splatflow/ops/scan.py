@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from .decay import decayed_cumsum
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -256,8 +258,8 @@ def running_sums(rows: Float[Tensor, "N E X"], order: Pieces) -> Float[Tensor, "
     ends = times.amin(1)  # time runs down; an empty place counts as the last of its piece
     times = torch.where(times.isinf(), ends[:, None], times).nan_to_num(posinf=0.0)
     ends = times[:, -1]
-    left = (times[:, :, None] - times[:, None]).clamp_max(0.0).exp().to(rows.dtype).tril()  # [pieces, G, G]
-    sums = left @ places
+    # by doubling, and not as a product with what is left: 0 times infinity would reach the past
+    sums = decayed_cumsum(places, times.diff(dim=1, prepend=times[:, :1])[..., None].to(rows.dtype))
     until = add_up(sums[:, -1].clone(), order.rank, ends)
     before = (times[later] - ends[later - 1, None]).exp().to(rows.dtype)
     sums[later] += before[..., None] * until[later - 1, None]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .chunked import Output, block_sizes, chunked
+from .blocks import Output, block_sizes
+from .chunked import chunked
 from .routing import Router
 from .scan import scan
 from .splats import MIN_MASS, Sources, SplatState, Targets, split
@@ -39,7 +40,7 @@ def sparse(
     table = torch.cat([state.total.flatten(0, 1), state.mass.flatten(0, 1)[..., None]], -1)  # [N, M, X], and no view
     output, table = (_causal if causal else _both_ways)(sources, targets, router, table)
     total, mass = table.unflatten(0, (batch, num_heads)).split([table.shape[-1] - 1, 1], -1)
-    return output.join(total.new_empty(batch, num_heads, 0, total.shape[-1])), SplatState(mass[..., 0], total)
+    return output.join(total.new_empty(batch, 0, num_heads, total.shape[-1])), SplatState(mass[..., 0], total)
 
 
 def _causal(
