@@ -37,7 +37,7 @@ from splatflow.ops.splats import Sources, Targets
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from splatflow.ops.triton import launch, operators
+from splatflow.ops.triton import launch, launch_backward, operators
 from splatflow.ops.triton.fused import for_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which interprets, that exp(-1e9) is 0
@@ -52,8 +52,8 @@ NUM_CASES = 64
 @pytest.fixture(autouse=True)
 def _small_and_poisoned():
     """Segments of two tiles; and what is not written is NaN."""
-    rules = {"TILES": dict.fromkeys(launch.TILES, TILE), "FEWEST_TILES": SEGMENT // TILE, "KEPT_TILES": 2}
-    with patch.multiple(launch, **rules, PROGRAMS=1000), poisoned():
+    rules = {"TILES": dict.fromkeys(launch.TILES, TILE), "FEWEST_TILES": SEGMENT // TILE}
+    with patch.multiple(launch, **rules, PROGRAMS=1000), patch.object(launch_backward, "KEPT_TILES", 2), poisoned():
         yield
 
 
@@ -365,7 +365,7 @@ def test_operators_of_torch(name):
     given = []
     for part in OPERATORS[name]:
         if part == "SPLATS":
-            given += [*splats]
+            given.append([part.detach().requires_grad_() for part in splats])
         else:
             given.append(torch.float32 if part == "DTYPE" else arguments[part])
     given = [part.detach().contiguous().requires_grad_() if isinstance(part, torch.Tensor) else part for part in given]

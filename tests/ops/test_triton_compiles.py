@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import splatflow.ops.triton.launch as launch
+import splatflow.ops.triton.launch_backward as launch_backward
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -58,11 +59,11 @@ def compile_all(size, dtype, grain, tied, num_segments):
     before = launch.states_before(place, value, splats, factor, factor, mass, total, whole)
     receive = None if tied else target
     launch.mix(place, receive, value, splats, factor, factor, before, whole)
-    launch.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
+    launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
     launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
     if grain is None:
         launch.hand_out(target, splats, total, dtype)
-        launch.weighing_backward(place, value, splats, factor, mass, total, sends=True)
+        launch_backward.weighing_backward(place, value, splats, factor, mass, total, sends=True)
 
 
 JITFunction.run = compile_only

@@ -34,12 +34,12 @@ def fused(
         return _causal(sources, None if tied else targets.positions, splats, state)
     positions, values = sources.positions, sources.values
     if values.numel():
-        mass, total = operators.collect(positions, values, *splats, sources.write_gate)
+        mass, total = operators.collect(positions, values, [*splats], sources.write_gate)
         state = SplatState(state.mass + mass, state.total + total)
     contents = state.contents(running_mean=True)
     if not targets.positions.numel():
         return values.new_empty(*targets.positions.shape[:3], values.shape[-1]), state
-    return operators.hand_out(targets.positions, contents.contiguous(), *splats, values.dtype), state
+    return operators.hand_out(targets.positions, contents.contiguous(), [*splats], values.dtype), state
 
 
 def _causal(
@@ -51,10 +51,10 @@ def _causal(
     before = [part.contiguous() for part in state]
     if values.shape[1] == 1 and not _wants_gradient(*sources, receive_positions, *splats, *before):
         target = send_positions if receive_positions is None else receive_positions
-        output, *after = operators.step(send_positions, target, values, *splats, log_decay, write_gate, *before)
+        output, *after = operators.step(send_positions, target, values, [*splats], log_decay, write_gate, *before)
     else:
         output, *after = operators.mix(
-            send_positions, receive_positions, values, *splats, log_decay, write_gate, *before
+            send_positions, receive_positions, values, [*splats], log_decay, write_gate, *before
         )[:3]
     return output, SplatState(*after)
 

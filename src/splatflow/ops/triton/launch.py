@@ -10,7 +10,6 @@ import torch
 import triton
 from torch import Tensor
 
-from .backward import mix_backward_kernel, prepare_kernel, weighing_backward_kernel
 from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
 
 PROGRAMS = 264  # wanted, and not more: two for each of the 132 processors of a Hopper GPU
@@ -18,7 +17,6 @@ FEWEST_TILES = 32  # of a segment, so that its state is few bytes beside its tok
 WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
 # tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat each of its pairs has M factors
 TILES = {"none": 32, "head": 32, "splat": 16}
-KEPT_TILES = 4  # of which the backward pass keeps one state
 # how numbers are multiplied: fp16 as tf32, which has its digits and the range that a weight over a mass needs; fp32 as
 # the sum of three products of tf32, which is exact to about 2^-22
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "tf32x3"}
@@ -31,19 +29,6 @@ class SplatTensors(NamedTuple):
     precision: Tensor  # [H, M], 1 / sigma^2
     half_norm: Tensor  # [H, M], |center|^2 / (2 sigma^2)
     log_amplitude: Tensor  # [H, M]
-
-
-class Gradients(NamedTuple):
-    """By everything that `mix` was given; None by what was not."""
-
-    send_positions: Tensor
-    receive_positions: Tensor | None
-    values: Tensor
-    log_decay: Tensor | None
-    write_gate: Tensor | None
-    splats: SplatTensors
-    mass: Tensor
-    total: Tensor
 
 
 class Cut(NamedTuple):
@@ -228,112 +213,3 @@ def step(
         num_warps=warps(splats, width, heavy=False),
     )
     return output, mass_after, total_after
-
-
-def mix_backward(
-    send_positions: Tensor,
-    receive_positions: Tensor | None,
-    values: Tensor,
-    splats: SplatTensors,
-    log_decay: Tensor | None,
-    write_gate: Tensor | None,
-    before: tuple[Tensor, Tensor],
-    after: tuple[Tensor, Tensor, Tensor],
-    whole: Cut,
-) -> Gradients:
-    """Gradients by everything that `mix` was given, from those by what it returned."""
-    batch, num_tokens, num_heads, width = values.shape
-    output_gradient, mass_after, total_after = after
-    tied, alone = receive_positions is None, whole.num_segments == 1
-    tokens = (send_positions, receive_positions, values, output_gradient, *splats, log_decay, write_gate)
-    shape = {**sizes(splats, width), "C": whole.tile, "EVERY": KEPT_TILES, "TIED": tied}
-    shape |= {"DECAY": grain(log_decay), "GATE": grain(write_gate), "PRECISION": precision_of(*tokens[:3])}
-    num_programs = batch * num_heads * whole.num_segments
-
-    num_kept = math.ceil(whole.num_tiles / KEPT_TILES)
-    num_splats = splats.scaled.shape[1]
-    kept_masses = mass_after.new_empty(num_programs, num_kept, num_splats)
-    narrow = torch.bfloat16 if shape["PRECISION"] == "bf16" else torch.float32
-    kept_totals = kept_masses.new_empty(*kept_masses.shape, width, dtype=narrow)
-    segments = (batch * num_heads, whole.num_segments, num_splats)
-    mass, total, decay = (
-        (None, None, None)
-        if alone
-        else (mass_after.new_empty(segments), mass_after.new_empty(*segments, width), mass_after.new_empty(segments))
-    )
-    prepare_kernel[(num_programs,)](
-        *(*tokens, *before, kept_masses, kept_totals, mass, total, decay),
-        *(num_tokens, num_heads, whole.num_segments, num_kept, whole.num_tiles),
-        **shape,
-        ALONE=alone,
-        num_warps=warps(splats, width, heavy=grain(log_decay) == "splat"),
-        num_stages=2,
-    )
-    if mass is not None and total is not None and decay is not None:
-        carry(mass[..., None], decay, mass_after, backwards=True)
-        carry(total, decay, total_after, backwards=True)
-        mass_after, total_after = mass, total
-
-    gradients = Gradients(
-        send_positions=torch.empty_like(send_positions),
-        receive_positions=None if receive_positions is None else torch.empty_like(receive_positions),
-        values=torch.empty_like(values),
-        log_decay=None if log_decay is None else torch.empty_like(log_decay),
-        write_gate=None if write_gate is None else torch.empty_like(write_gate),
-        splats=splats,  # until they are summed up
-        mass=mass_after.new_empty(batch, num_heads, num_splats),
-        total=mass_after.new_empty(batch, num_heads, num_splats, width),
-    )
-    partial = per_program(splats, num_programs)
-    mix_backward_kernel[(num_programs,)](
-        *(*tokens, kept_masses, kept_totals, mass_after, total_after),
-        *(*gradients[:5], *partial, *gradients[6:]),
-        *(num_tokens, num_heads, whole.num_segments, num_kept, whole.num_tiles),
-        **shape,
-        num_warps=warps(splats, width, heavy=True),
-        num_stages=1,  # its loop holds another one, so nothing is loaded ahead
-    )
-    return gradients._replace(splats=summed(partial, batch, num_heads))
-
-
-def weighing_backward(
-    positions: Tensor,
-    vectors: Tensor,
-    splats: SplatTensors,
-    write_gate: Tensor | None,
-    offsets: Tensor,
-    contents: Tensor,
-    *,
-    sends: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, SplatTensors]:
-    """Gradients by positions, by the vectors (if these are what is sent), by the gate and by the splats."""
-    batch, num_tokens, num_heads, width = vectors.shape
-    whole = cut(num_tokens, batch * num_heads, (*splats.scaled.shape[1:], width))
-    num_programs = batch * num_heads * whole.num_segments
-    d_positions, d_vectors = torch.empty_like(positions), torch.empty_like(vectors) if sends else None
-    d_gate = None if write_gate is None else torch.empty_like(write_gate)
-    partial = per_program(splats, num_programs)
-    weighing_backward_kernel[(num_programs,)](
-        *(positions, vectors, *splats, write_gate, offsets, contents, d_positions, d_vectors, d_gate, *partial),
-        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
-        C=whole.tile,
-        GATE=grain(write_gate),
-        SENDS=sends,
-        PRECISION=precision_of(positions, vectors),
-        num_warps=warps(splats, width, heavy=False),
-        num_stages=2,
-    )
-    return d_positions, d_vectors, d_gate, summed(partial, batch, num_heads)
-
-
-def per_program(splats: SplatTensors, num_programs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients by `scaled`, by `precision` and by log-affinities, that each program finds."""
-    scaled, precision, _, log_amplitude = (part.new_empty(num_programs, *part.shape[1:]) for part in splats)
-    return scaled, precision, log_amplitude
-
-
-def summed(partial: tuple[Tensor, Tensor, Tensor], batch: int, num_heads: int) -> SplatTensors:
-    """Over batch and segments. A log-affinity grows with the log-amplitude and shrinks by the half norm."""
-    scaled, precision, affinity = (part.unflatten(0, (batch, num_heads, -1)).sum((0, 2)) for part in partial)
-    return SplatTensors(scaled, precision, -affinity, affinity)

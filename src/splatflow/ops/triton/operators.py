@@ -1,16 +1,17 @@
 """The kernels as operators of torch: each with what it returns of tensors without numbers, and with its gradient.
 
-A compiler keeps them as they are, so a model that calls them is one graph.
+A compiler keeps them as they are, so a model that calls them is one graph. `splats` are the parts of `SplatTensors`.
 """
 
 # B batch, T target token, S source token, H head, M splat, P position width, D value width, Q segment
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import launch
+from . import launch, launch_backward
 from .launch import SplatTensors
 
 
@@ -26,48 +27,41 @@ def empty_state(values: Tensor, num_splats: int) -> tuple[Tensor, Tensor]:
     return mass, mass.new_empty(*mass.shape, width)
 
 
+def like(*parts: Tensor | None) -> list[Tensor]:
+    """Gradients of those that are given, without numbers."""
+    return [torch.empty_like(part) for part in parts if part is not None]
+
+
 @torch.library.custom_op("splatflow::mix", mutates_args=())
 def mix(
     send_positions: Tensor,
     receive_positions: Tensor | None,
     values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
+    splats: Sequence[Tensor],
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     mass: Tensor,
     total: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Causal: output, final mass and total; and for the backward pass those before each of several segments."""
-    splats = SplatTensors(scaled, precision, half_norm, log_amplitude)
-    whole = whole_of(values, scaled, log_decay)
-    before = launch.states_before(send_positions, values, splats, log_decay, write_gate, mass, total, whole)
-    mixed = launch.mix(send_positions, receive_positions, values, splats, log_decay, write_gate, before, whole)
+    parts, whole = SplatTensors(*splats), whole_of(values, splats[0], log_decay)
+    before = launch.states_before(send_positions, values, parts, log_decay, write_gate, mass, total, whole)
+    mixed = launch.mix(send_positions, receive_positions, values, parts, log_decay, write_gate, before, whole)
     kept = before if whole.num_segments > 1 else (mass.new_empty(0), mass.new_empty(0))
     return *mixed, *kept
 
 
 @mix.register_fake
 def _(
-    send_positions: Tensor,
-    receive_positions: Tensor | None,
-    values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
-    log_decay: Tensor | None,
-    write_gate: Tensor | None,
-    mass: Tensor,
-    total: Tensor,
+    send: Tensor, receive: Tensor | None, values: Tensor, splats: Sequence[Tensor], log_decay: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, _, num_heads, width = values.shape
-    segments = whole_of(values, scaled, log_decay).num_segments
-    before = (batch * num_heads, segments, scaled.shape[1]) if segments > 1 else (0,)
-    kept = mass.new_empty(before), mass.new_empty(*before, width) if segments > 1 else mass.new_empty(0)
-    return torch.empty_like(values), *empty_state(values, scaled.shape[1]), *kept
+    num_splats = splats[0].shape[1]
+    state = empty_state(values, num_splats)
+    segments = whole_of(values, splats[0], log_decay).num_segments
+    before = (batch * num_heads, segments, num_splats) if segments > 1 else (0,)
+    kept = state[0].new_empty(before), state[0].new_empty(*before, width) if segments > 1 else state[0].new_empty(0)
+    return torch.empty_like(values), *state, *kept
 
 
 @torch.library.custom_op("splatflow::mix_backward", mutates_args=())
@@ -75,65 +69,60 @@ def mix_backward(
     send_positions: Tensor,
     receive_positions: Tensor | None,
     values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
+    splats: Sequence[Tensor],
     log_decay: Tensor | None,
     write_gate: Tensor | None,
-    mass_before: Tensor,
-    total_before: Tensor,
-    output_gradient: Tensor,
-    mass_gradient: Tensor,
-    total_gradient: Tensor,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients by all arguments of `mix`, in their order, without those that were None."""
-    gradients = launch.mix_backward(
-        *(send_positions, receive_positions, values),
-        SplatTensors(scaled, precision, half_norm, log_amplitude),
-        *(log_decay, write_gate, (mass_before, total_before)),
-        (output_gradient, mass_gradient, total_gradient),
-        whole_of(values, scaled, log_decay),
+    """From mass and total before each segment, and the gradients by output, mass and total.
+
+    Gradients by all arguments of `mix`, in their order, without those that were None.
+    """
+    found = launch_backward.mix_backward(
+        *(send_positions, receive_positions, values, SplatTensors(*splats), log_decay, write_gate),
+        *((before[0], before[1]), (after[0], after[1], after[2]), whole_of(values, splats[0], log_decay)),
     )
-    tokens = [*gradients[:3], *gradients.splats, *gradients[3:5], gradients.mass, gradients.total]
-    return [part for part in tokens if part is not None]
+    in_order = [*found[:3], *found.splats, *found[3:5], found.mass, found.total]
+    return [part for part in in_order if part is not None]
 
 
 @mix_backward.register_fake
 def _(
-    send_positions: Tensor,
-    receive_positions: Tensor | None,
+    send: Tensor,
+    receive: Tensor | None,
     values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
+    splats: Sequence[Tensor],
     log_decay: Tensor | None,
     write_gate: Tensor | None,
-    mass_before: Tensor,
-    total_before: Tensor,
-    output_gradient: Tensor,
-    mass_gradient: Tensor,
-    total_gradient: Tensor,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
 ) -> list[Tensor]:
-    given = [send_positions, receive_positions, values, scaled, precision, half_norm, log_amplitude]
-    given += [log_decay, write_gate, mass_gradient, total_gradient]
-    return [torch.empty_like(part) for part in given if part is not None]
+    return like(send, receive, values, *splats, log_decay, write_gate, *after[1:])
 
 
-def _keep_for_mix(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
-    mass_before, total_before = output[3:]
-    alone = mass_before.ndim == 1
-    ctx.save_for_backward(*inputs[:9], *(inputs[9:] if alone else (mass_before, total_before)))
-    ctx.mark_non_differentiable(mass_before, total_before)
+def _keep_for_mix(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    send, receive, values, splats, log_decay, write_gate, *state = inputs
+    kept = output[3:]
+    ctx.save_for_backward(
+        send, receive, values, *splats, log_decay, write_gate, *(state if kept[0].ndim == 1 else kept)
+    )
+    ctx.mark_non_differentiable(*kept)
 
 
-def _mix_gradient(
-    ctx: Any, output: Tensor, mass: Tensor, total: Tensor, *unused: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    gradients = iter(mix_backward(*ctx.saved_tensors, *(part.contiguous() for part in (output, mass, total))))
-    given = [*ctx.saved_tensors[:9], True, True]
-    return tuple(None if part is None else next(gradients) for part in given)
+def _mix_gradient(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    send, receive, values, *splats, log_decay, write_gate, mass, total = ctx.saved_tensors
+    given = (send, receive, values, splats, log_decay, write_gate)
+    after = [part.contiguous() for part in gradients[:3] if part is not None]
+    found = iter(mix_backward(*given, [mass, total], after))
+    return *(_taken(found, part) for part in given), *found
+
+
+def _taken(found: Iterator[Tensor], of: Any) -> Any:
+    """The next gradients, as many as an argument has tensors."""
+    if isinstance(of, list):
+        return [next(found) for _ in of]
+    return None if of is None else next(found)
 
 
 mix.register_autograd(_mix_gradient, setup_context=_keep_for_mix)
@@ -141,60 +130,27 @@ mix.register_autograd(_mix_gradient, setup_context=_keep_for_mix)
 
 @torch.library.custom_op("splatflow::collect", mutates_args=())
 def collect(
-    positions: Tensor,
-    values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
-    write_gate: Tensor | None,
+    positions: Tensor, values: Tensor, splats: Sequence[Tensor], write_gate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Not causal: what all tokens together send, mass [B, H, M] and total [B, H, M, D]."""
-    splats = SplatTensors(scaled, precision, half_norm, log_amplitude)
-    whole = whole_of(values, scaled, None)
-    parts = launch.collect(positions, values, splats, None, write_gate, whole, whole.num_segments)
+    whole = whole_of(values, splats[0], None)
+    parts = launch.collect(positions, values, SplatTensors(*splats), None, write_gate, whole, whole.num_segments)
     heads = (values.shape[0], values.shape[2])
     mass, total = (part.unflatten(0, heads).sum(2) for part in parts[:2])
     return mass, total
 
 
-@collect.register_fake
-def _(
-    positions: Tensor,
-    values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
-    write_gate: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return empty_state(values, scaled.shape[1])
+collect.register_fake(lambda positions, values, splats, write_gate: empty_state(values, splats[0].shape[1]))
 
 
 @torch.library.custom_op("splatflow::hand_out", mutates_args=())
-def hand_out(
-    positions: Tensor,
-    contents: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
+def hand_out(positions: Tensor, contents: Tensor, splats: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Not causal: what targets [B, T, H, P] receive of contents [B, H, M, D]."""
-    return launch.hand_out(positions, SplatTensors(scaled, precision, half_norm, log_amplitude), contents, dtype)
+    return launch.hand_out(positions, SplatTensors(*splats), contents, dtype)
 
 
 @hand_out.register_fake
-def _(
-    positions: Tensor,
-    contents: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
+def _(positions: Tensor, contents: Tensor, splats: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return positions.new_empty(*positions.shape[:3], contents.shape[-1], dtype=dtype)
 
 
@@ -202,62 +158,55 @@ def _(
 def weighing_backward(
     positions: Tensor,
     vectors: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
+    splats: Sequence[Tensor],
     write_gate: Tensor | None,
     offsets: Tensor,
     contents: Tensor,
     sends: bool,
 ) -> list[Tensor]:
-    """Gradients by positions, by the four parts of the splats, by vectors if these are sent, and by a gate."""
-    splats = SplatTensors(scaled, precision, half_norm, log_amplitude)
-    moved, sent, gate, of_splats = launch.weighing_backward(
-        positions, vectors, splats, write_gate, offsets, contents, sends=sends
+    """Gradients by positions, by vectors if these are sent, by the four parts of the splats, and by a gate."""
+    moved, sent, gate, of_splats = launch_backward.weighing_backward(
+        positions, vectors, SplatTensors(*splats), write_gate, offsets, contents, sends=sends
     )
-    return [part for part in (moved, *of_splats, sent, gate) if part is not None]
+    return [part for part in (moved, sent, *of_splats, gate) if part is not None]
 
 
 @weighing_backward.register_fake
 def _(
     positions: Tensor,
     vectors: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
+    splats: Sequence[Tensor],
     write_gate: Tensor | None,
     offsets: Tensor,
     contents: Tensor,
     sends: bool,
 ) -> list[Tensor]:
-    given = [positions, scaled, precision, half_norm, log_amplitude, vectors if sends else None, write_gate]
-    return [torch.empty_like(part) for part in given if part is not None]
+    return like(positions, vectors if sends else None, *splats, write_gate)
 
 
-def _keep_for_collect(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_for_collect(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    positions, values, splats, write_gate = inputs
+    ctx.save_for_backward(positions, values, *splats, write_gate)
 
 
-def _collect_gradient(ctx: Any, mass: Tensor, total: Tensor) -> tuple[Tensor | None, ...]:
-    *rest, gate = ctx.saved_tensors
-    found = weighing_backward(*rest, gate, mass.contiguous(), total.contiguous(), True)
-    moved, *of_splats, sent = found if gate is None else found[:-1]
-    return moved, sent, *of_splats, None if gate is None else found[-1]
+def _collect_gradient(ctx: Any, mass: Tensor, total: Tensor) -> tuple[Any, ...]:
+    positions, values, *splats, write_gate = ctx.saved_tensors
+    given = (positions, values, splats, write_gate)
+    found = iter(weighing_backward(*given, mass.contiguous(), total.contiguous(), True))
+    return tuple(_taken(found, part) for part in given)
 
 
 def _keep_for_hand_out(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:-1])
+    positions, contents, splats, _ = inputs
+    ctx.save_for_backward(positions, contents, *splats)
 
 
-def _hand_out_gradient(ctx: Any, output: Tensor) -> tuple[Tensor | None, ...]:
+def _hand_out_gradient(ctx: Any, output: Tensor) -> tuple[Any, ...]:
     positions, contents, *splats = ctx.saved_tensors
-    output = output.contiguous()
-    offsets = contents.new_zeros(contents.shape[:3])
-    moved, *of_splats = weighing_backward(positions, output, *splats, None, offsets, contents, False)
-    _, d_contents = collect(positions, output, *splats, None)
-    return moved, d_contents, *of_splats, None
+    output, offsets = output.contiguous(), contents.new_zeros(contents.shape[:3])
+    moved, *of_splats = weighing_backward(positions, output, splats, None, offsets, contents, False)
+    _, d_contents = collect(positions, output, splats, None)
+    return moved, d_contents, of_splats, None
 
 
 collect.register_autograd(_collect_gradient, setup_context=_keep_for_collect)
@@ -269,32 +218,20 @@ def step(
     send_positions: Tensor,
     receive_positions: Tensor,
     values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
+    splats: Sequence[Tensor],
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     mass: Tensor,
     total: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`mix` of one token, without a gradient: output, mass and total."""
-    splats = SplatTensors(scaled, precision, half_norm, log_amplitude)
-    return launch.step(send_positions, receive_positions, values, splats, log_decay, write_gate, mass, total)
+    return launch.step(
+        send_positions, receive_positions, values, SplatTensors(*splats), log_decay, write_gate, mass, total
+    )
 
 
 @step.register_fake
 def _(
-    send_positions: Tensor,
-    receive_positions: Tensor,
-    values: Tensor,
-    scaled: Tensor,
-    precision: Tensor,
-    half_norm: Tensor,
-    log_amplitude: Tensor,
-    log_decay: Tensor | None,
-    write_gate: Tensor | None,
-    mass: Tensor,
-    total: Tensor,
+    send: Tensor, receive: Tensor, values: Tensor, splats: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(values), *empty_state(values, scaled.shape[1])
+    return torch.empty_like(values), *empty_state(values, splats[0].shape[1])
