@@ -19,9 +19,14 @@ def require_at_least(least: float, **settings: float) -> None:
 
 
 def require_integers(least: int, **settings: int) -> None:
-    """Raises TypeError for a setting that is no integer, ValueError for one below `least`."""
+    """Raises TypeError for a setting that is no integer, ValueError for one below `least`.
+
+    >>> require_integers(1, num_splats=True)
+    Traceback (most recent call last):
+    TypeError: num_splats is True, expected an integer
+    """
     for name, given in settings.items():
-        if not isinstance(given, int):
+        if not isinstance(given, int) or isinstance(given, bool):
             raise TypeError(f"{name} is {given!r}, expected an integer")
     require_at_least(least, **settings)
 

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import splatflow.ops.chunked as chunked_module
+from splatflow.diagnostics import peak_memory
 from splatflow.ops.gradients import with_gradient
 
 every_kind = pytest.mark.parametrize(
@@ -112,6 +113,66 @@ def test_a_checkpoint_around_it_changes_no_number(causal, decay):
     assert all(map(torch.equal, *found))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_without_gradients_only_one_state_is_kept(causal):
+    def bytes_beside_output(length):
+        arguments = make_arguments(B=1, T=length, H=1, M=61, P=3, D=97, dtype=torch.float32)
+        return peak_memory(lambda: attend(arguments, backend="chunked", causal=causal)) - length * 97 * 4
+
+    assert bytes_beside_output(8192) < 1.02 * bytes_beside_output(2048)
+
+
+@every_kind
+def test_many_gradients_at_once(causal, decay):
+    arguments = arguments_of(decay)
+    values = arguments["values"].clone().requires_grad_()
+    output, _ = attend({**arguments, "values": values}, backend="chunked", causal=causal)
+    directions = torch.stack([torch.ones_like(output), torch.arange(output.numel()).sin().view_as(output)])
+    (together,) = torch.autograd.grad(output, values, directions, is_grads_batched=True, retain_graph=True)
+    for direction, found in zip(directions, together, strict=True):
+        torch.testing.assert_close(found, torch.autograd.grad(output, values, direction, retain_graph=True)[0])
+
+
+def test_a_backward_pass_within_autocast_is_as_exact():
+    found = []
+    for enabled in (False, True):
+        leaves = leaves_of(arguments_of("head", torch.float32))
+        number = weighed(leaves)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(number, [*leaves.values()]))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("weakest", [-0.1, -5.0, -10.0])
+def test_the_gradient_by_a_decay_is_exact_however_little_is_left(weakest):
+    arguments = arguments_of("head")
+    arguments["log_decay"] = weakest * (1 + torch.rand(arguments["log_decay"].shape, dtype=torch.float64))
+    found = []
+    for backend, dtype in (("reference", torch.float64), ("reference", torch.float32), ("chunked", torch.float32)):
+        leaves = {name: part.detach().to(dtype).requires_grad_() for name, part in arguments.items()}
+        found.append(torch.autograd.grad(weighed(leaves, backend, ("output",)), leaves["log_decay"])[0])
+    exact, plain, ours = found
+    assert relative_error(ours, exact, unit=0) < 2 * relative_error(plain, exact, unit=0) + 1e-7
+
+
+def test_where_all_is_forgotten_a_decay_has_no_gradient():
+    arguments = arguments_of("head")
+    arguments["log_decay"] = torch.full_like(arguments["log_decay"], -torch.inf).requires_grad_()
+    assert torch.autograd.grad(weighed(arguments, of=("output",)), arguments["log_decay"])[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("decay", [None, "head"])
+def test_a_huge_value_to_come_does_not_reach_the_gradients_of_the_past(decay):
+    found = []
+    for value in (0.0, 3e38):
+        leaves = leaves_of(make_arguments(B=1, T=191, H=1, M=5, P=3, D=2, decay=decay, dtype=torch.float32))
+        with torch.no_grad():
+            leaves["values"][:, 150:] = value
+        output, _ = attend(leaves, backend="chunked")
+        found.append(torch.autograd.grad(output[:, :150].sum(), leaves["receive_positions"])[0])
+    assert torch.equal(*found)
+
+
 def test_what_all_blocks_share_is_summed_in_a_type_that_is_wide_enough():
     """In bf16 a sum of many small terms ends when it is 256 times as large as they are."""
     arguments = make_arguments(B=1, T=64 * 700, H=1, M=1, P=1, D=1, dtype=torch.bfloat16)
@@ -136,3 +197,4 @@ def test_a_written_gradient_is_the_one_that_is_taken_and_only_for_first_derivati
     (first,) = torch.autograd.grad(square(x), x, create_graph=True)
     assert (first, torch.autograd.grad(first, x)[0]) == (6.0, 2.0)
     assert torch.func.grad(square)(x) == 6.0
+    assert torch.jit.trace(square, torch.tensor(3.0, requires_grad=True))(torch.tensor(5.0)) == 25.0

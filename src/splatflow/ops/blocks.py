@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .gradients import Pairs, differentiate, is_traced
+from .gradients import Pairs, differentiate, is_batch_of_gradients, is_traced
 from .splats import inner_dtype
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ def over_blocks(
         return [(block, d_block), *zip(after, d_after, strict=True)]
 
     plan = _Plan(on_tensors, pairs_of_tensors, [*sizes], len(cut), len(cut) + len(common))
-    if torch.is_grad_enabled() and not is_traced():
-        output, *after = _Blocks.apply(plan, *cut, *common, *first)
+    tensors = [*cut, *common, *first]
+    if torch.is_grad_enabled() and not is_traced() and any(part.requires_grad for part in tensors):
+        output, *after = _Blocks.apply(plan, *tensors)
     else:
-        output, states = plan.run([*cut, *common, *first])
-        after = states[-1]
+        output, after, _ = plan.run(tensors, keeping=False)
     return output, with_state(after)
 
 
@@ -80,9 +80,9 @@ def _tensors_of(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor | No
     places = [[*tensors].index(id(leaf)) if isinstance(leaf, Tensor) else None for leaf in leaves]
     rest = [leaf if place is None else None for leaf, place in zip(leaves, places, strict=True)]
 
-    def put(tensors: Sequence[Tensor | None]) -> Any:
+    def put(others: Sequence[Tensor | None]) -> Any:
         return tree_unflatten(
-            [leaf if place is None else tensors[place] for leaf, place in zip(rest, places, strict=True)], structure
+            [leaf if place is None else others[place] for leaf, place in zip(rest, places, strict=True)], structure
         )
 
     return [*tensors.values()], put
@@ -108,46 +108,50 @@ class _Plan(NamedTuple):
         """A split, and no slices: the gradient of a slice is as large as the whole."""
         return zip(*(part.split(self.sizes, 1) for part in cut), strict=True)
 
-    def run(self, tensors: Tensors) -> tuple[Tensor | None, list[Tensors]]:
-        """The output, and the states before each block and after the last."""
+    def run(self, tensors: Tensors, *, keeping: bool) -> tuple[Tensor | None, Tensors, list[Tensor]]:
+        """The output, the state after the last block and, if they are kept, those before all but the first."""
         cut, common, state = self.parts(tensors)
-        output, states = Output(sum(self.sizes)), [state]
-        for piece in self.pieces(cut):
+        output = Output(sum(self.sizes))
+        kept: list[Tensor] = []
+        for number, piece in enumerate(self.pieces(cut)):
+            if keeping and number:
+                kept.extend(state)
             block, state = self.work(piece, common, state)
             if block is not None:
                 output.append(block)
-            states.append(state)
-        return output.join(None), states
+        return output.join(None), state, kept
 
 
 class _Blocks(torch.autograd.Function):
+    """`_Plan.run`, of which the arguments and the states between blocks are kept."""
+
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor | None, ...]:
-        output, states = plan.run(tensors)
+        output, after, kept = plan.run(tensors, keeping=True)
         ctx.plan = plan
-        ctx.save_for_backward(*tensors, *(part for state in states[1:-1] for part in state))
+        ctx.save_for_backward(*tensors, *kept)
         ctx.set_materialize_grads(False)
-        return output, *states[-1]
+        return output, *after
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted, saved = ctx.needs_input_grad[1:], ctx.saved_tensors  # a checkpoint lets them be read once
         tensors, later = saved[: len(wanted)], saved[len(wanted) :]
         with torch.autocast(tensors[0].device.type, enabled=False):
-            if torch.is_grad_enabled():
-                return None, *_with_graph(ctx.plan, tensors, wanted, gradients)
+            if torch.is_grad_enabled() or is_traced() or any(map(is_batch_of_gradients, gradients)):
+                return None, *_at_once(ctx.plan, tensors, wanted, gradients, create_graph=torch.is_grad_enabled())
             return None, *_from_the_end(ctx.plan, tensors, later, wanted, gradients)
 
 
-def _with_graph(
-    plan: _Plan, tensors: Tensors, wanted: Sequence[bool], gradients: Sequence[Tensor | None]
+def _at_once(
+    plan: _Plan, tensors: Tensors, wanted: Sequence[bool], gradients: Sequence[Tensor | None], *, create_graph: bool
 ) -> list[Tensor | None]:
-    """Gradients that have gradients themselves."""
-    # a tensor may have been made of another one; of a view of it no other is
-    views = [part.view_as(part) for part in tensors]
-    output, states = plan.run(views)
-    pairs = [*zip((output, *states[-1]), gradients, strict=True)]
-    return differentiate(pairs, views, wanted, create_graph=True)
+    """As autograd finds them: gradients that have gradients themselves, or many at once."""
+    with torch.enable_grad():
+        # a tensor may have been made of another one; of a view of it no other is
+        views = [part.view_as(part) for part in tensors]
+        output, after, _ = plan.run(views, keeping=False)
+    return differentiate([*zip((output, *after), gradients, strict=True)], views, wanted, create_graph=create_graph)
 
 
 def _from_the_end(

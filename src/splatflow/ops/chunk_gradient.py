@@ -7,8 +7,9 @@ With q the gradient by the output, dT and dN those by the total and the mass aft
     d send_j  = left_j (dT v_j + dN) + sum_{i >= j} decay(i, j) (<q_i, v_j> read_i + d mass_i)
     d value_j = left_j dT^T send_j + sum_{i >= j} decay(i, j) <read_i, send_j> q_i
 
-A token that forgets scales all before it: what arrives at a later token of earlier ones is, over all splats,
-<read_i, d read_i> + <mass_i, d mass_i>, which is 0 for means, and each token takes its own part <send_j, d send_j> out.
+The gradient by a log-decay is the sum of all terms that it scales: of a token before it to one from it on, of the state
+before the chunk to a token from it on, of a token before it to the end, and of the state before the chunk to the end.
+Each of these sums has small terms if little is left; a difference of larger sums, which is less work, would not.
 """
 
 # B batch, S source token, H head, N chunk, C token in a chunk, M splat, D value width
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .decay import log_decay_after, pairwise_decay
 from .splats import MIN_MASS, SplatState
@@ -50,8 +52,8 @@ def mix_chunks_gradient(
     """By the arguments of `mix_chunks`, without a transform and with a decay by heads."""
     fading = _fading(log_decay, send)
     sent = fading.leave(send)
-    masses = _running(sent.sum(3), state.mass, fading.faded[..., 0])
-    totals = _running(sent.mT @ values, state.total, fading.faded)
+    masses = _sums_after_each(sent.sum(3), state.mass, fading.faded[..., 0])
+    totals = _sums_after_each(sent.mT @ values, state.total, fading.faded)
     mass, total = masses[:, :, :-1, None], totals[:, :, :-1]
 
     sent_here = send.cumsum(3) if log_decay is None else fading.pairs @ send
@@ -64,34 +66,40 @@ def mix_chunks_gradient(
     is_mean = (mass_here >= MIN_MASS) if running_mean else torch.zeros_like(mass_here, dtype=torch.bool)
     d_mass_here = torch.where(is_mean, (read * d_receive).neg_(), 0.0)
 
-    d_masses = _running(fading.keep(d_mass_here).sum(3).flip(2), d_state.mass, fading.faded[..., 0].flip(2)).flip(2)
-    d_totals = _running((fading.keep(read).mT @ d_output).flip(2), d_state.total, fading.faded.flip(2)).flip(2)
+    d_masses = _sums_after_each(
+        fading.keep(d_mass_here).sum(3).flip(2), d_state.mass, fading.faded[..., 0].flip(2)
+    ).flip(2)
+    d_totals = _sums_after_each((fading.keep(read).mT @ d_output).flip(2), d_state.total, fading.faded.flip(2)).flip(2)
     d_mass_after, d_total_after = d_masses[:, :, 1:, None], d_totals[:, :, 1:]
 
     d_send = fading.leave((values @ d_total_after.mT).add_(d_mass_after)).add_(heard.mT @ read)
     d_send += _later(d_mass_here) if log_decay is None else fading.pairs.mT @ d_mass_here
-    d_values = (fading.between(read @ send.mT).mT @ d_output).add_(sent @ d_total_after)
+    scores = (read @ send.mT).tril_()
+    faded_scores = scores if log_decay is None else scores * fading.pairs
+    d_values = (faded_scores.mT @ d_output).add_(sent @ d_total_after)
     d_log_decay = None
     if log_decay is not None:
-        arriving = torch.where(is_mean, 0.0, read * d_read)
-        passing = (arriving - send * d_send).sum(-1, keepdim=True)
-        after = (d_total_after * totals[:, :, 1:]).sum((-1, -2)) + (d_masses * masses)[:, :, 1:].sum(-1)
-        d_log_decay = _later(passing) + after[..., None, None]
+        terms = torch.addcmul(heard * scores, d_mass_here @ send.mT, fading.pairs)  # [i, j]
+        between = _later(terms).tril_(-1).sum(-1, keepdim=True)
+        from_before = fading.keep(read * (d_output @ total.mT) + d_mass_here * mass).sum(-1, keepdim=True)
+        to_the_end = (sent * (values @ d_total_after.mT + d_mass_after)).sum(-1, keepdim=True)
+        through = (d_total_after * total).sum((-1, -2), keepdim=True) + (d_mass_after * mass).sum(-1, keepdim=True)
+        of_earlier = F.pad(to_the_end[..., :-1, :].cumsum(3), (0, 0, 1, 0))
+        d_log_decay = between + _later(from_before) + of_earlier + fading.faded * through
     return ChunkGradients(d_send, d_receive, d_values, d_log_decay, SplatState(d_masses[:, :, 0], d_totals[:, :, 0]))
 
 
 class Fading(NamedTuple):
-    """What is left at a token of one before it, and of what was before the chunk; at the end of the chunk of a token,
-    and of what was before the chunk. Nothing fades where `kept` and `left` are None.
-    """
+    """How much is left. Nothing fades where `kept` and `left` are None."""
 
-    pairs: Float[Tensor, "*B C C"]
-    kept: Float[Tensor, "B H N C 1"] | None
-    left: Float[Tensor, "B H N C 1"] | None
-    faded: Float[Tensor, "#B #H N 1 1"]
+    pairs: Float[Tensor, "*B C C"]  # at token i of token j
+    kept: Float[Tensor, "B H N C 1"] | None  # at each token, of what was before the chunk
+    left: Float[Tensor, "B H N C 1"] | None  # at the end of the chunk, of each token
+    faded: Float[Tensor, "#B #H N 1 1"]  # at the end of the chunk, of what was before it
 
     def between(self, scores: Float[Tensor, "B H N C C"]) -> Float[Tensor, "B H N C C"]:
-        return scores.tril_() if self.kept is None else scores.mul_(self.pairs)
+        past = scores.tril_()  # at once: what a late token has too much of is infinite, and no 0 times that
+        return past if self.kept is None else past.mul_(self.pairs)
 
     def keep(self, part: Float[Tensor, "B H N C X"]) -> Float[Tensor, "B H N C X"]:
         return part if self.kept is None else part * self.kept
@@ -116,7 +124,7 @@ def _later(part: Float[Tensor, "B H N C X"]) -> Float[Tensor, "B H N C X"]:
     return part.flip(3).cumsum(3).flip(3)
 
 
-def _running(
+def _sums_after_each(
     terms: Float[Tensor, "B H N *what"], start: Float[Tensor, "B H *what"], faded: Float[Tensor, "#B #H N *one"]
 ) -> Float[Tensor, "B H N+1 *what"]:
     """At the start and after each term, what is left of the start and of the terms so far."""

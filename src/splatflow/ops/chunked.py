@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MIN_CHUNK = 64  # fewer tokens make the matrix products too small to be quick
 BLOCK_ROWS = 4096  # tokens x heads x batch worked on at once, fewer if chunks are longer: 1 MiB an array, for the cache
+ROWS_OF_A_GPU = 2**16  # a thousand products of chunks fill one; by count, not measured
 
 
 def chunked(
@@ -42,8 +43,8 @@ def chunked(
     batch, num_sources, num_heads, width = sources.values.shape
     num_targets = targets.positions.shape[1]
     chunk_size = max(MIN_CHUNK, router.splats.num_splats)
-    rows_of_chunks = max(1, batch * num_heads * chunk_size)
-    block_size = max(1, BLOCK_ROWS * MIN_CHUNK // chunk_size // rows_of_chunks) * chunk_size
+    rows = BLOCK_ROWS if sources.values.device.type == "cpu" else ROWS_OF_A_GPU
+    block_size = max(1, rows * MIN_CHUNK // chunk_size // max(1, batch * num_heads * chunk_size)) * chunk_size
 
     if causal:
         mix, sizes = partial(_mix_block, chunk_size=chunk_size), block_sizes(num_sources, block_size, chunk_size)
@@ -57,7 +58,7 @@ def chunked(
         )
         means = transformed(state.contents(router.routing.running_mean), router.transform)
         output, _ = over_blocks(
-            read_block, targets, (means, router), (), block_sizes(num_targets, block_size), _read_block_gradient
+            _read_block, targets, (means, router), (), block_sizes(num_targets, block_size), _read_block_gradient
         )
     return state.total.new_empty(batch, 0, num_heads, width) if output is None else output, state
 
@@ -120,12 +121,16 @@ def _collect_block(sources: Sources, router: Router, state: SplatState) -> tuple
     return None, SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
 
 
-def read_block(
+def read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
+    """What a block of targets finds, not causal."""
+    return router.receive(targets).transpose(1, 2) @ means
+
+
+def _read_block(
     targets: Targets, means_and_router: tuple[Float[Tensor, "B H M D"], Router], state: tuple[()]
 ) -> tuple[Float[Tensor, "B H T D"], tuple[()]]:
-    """What a block of targets finds, not causal."""
-    means, router = means_and_router
-    return router.receive(targets).transpose(1, 2) @ means, state
+    """`read_block`, for which there is no state to hand on."""
+    return read_block(targets, *means_and_router), state
 
 
 def _collect_block_gradient(

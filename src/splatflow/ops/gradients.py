@@ -44,8 +44,13 @@ def with_gradient(
 
 def is_traced() -> bool:
     """Whether a compiler, `torch.func` or a forward derivative looks on, which see through plain tensors only."""
-    transformed = torch._C._are_functorch_transforms_active()
-    return torch.compiler.is_compiling() or transformed or forward_ad._current_level >= 0
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return compiled or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_batch_of_gradients(gradient: Tensor | None) -> bool:
+    """Whether it is one of `autograd.grad(..., is_grads_batched=True)`, which know plain operations only."""
+    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def differentiate(

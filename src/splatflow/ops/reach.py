@@ -83,7 +83,7 @@ def one_sequence(
             if pays(groups, its_probe):
                 output.append(read_slots(there, means, groups, length))
             else:
-                output.append(read_block(there, (means, router), ())[0])
+                output.append(read_block(there, means, router))
     return output.join(state.total.new_empty(1, 0, state.mass.shape[1], state.total.shape[-1])), state
 
 
