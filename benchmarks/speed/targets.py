@@ -57,7 +57,7 @@ def memory_beside_softmax(rows: Rows) -> Iterable[Verdict]:
                     "peak memory of forward and backward not above that of causal softmax, "
                     f"M = {row['case'].num_splats}, T = 16,384"
                 )
-                yield Verdict(aim, f"{times:.1f} times", times <= 1)
+                yield Verdict(aim, f"{times:.2f} times", times <= 1)
 
 
 def longer_in_the_same_memory(rows: Rows) -> Iterable[Verdict]:
