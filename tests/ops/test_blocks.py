@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import attend, make_arguments, relative_error
+from cases import attend, make_arguments, relative_error, results
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -111,6 +111,16 @@ def test_a_checkpoint_around_it_changes_no_number(causal, decay):
         number = wrap(partial(weighed, causal=causal), leaves)
         found.append(torch.autograd.grad(number, [*leaves.values()], materialize_grads=True))
     assert all(map(torch.equal, *found))
+
+
+@every_kind
+def test_many_sequences_are_worked_on_some_at_a_time(causal, decay):
+    arguments = make_arguments(B=7, T=67, H=2, M=5, P=3, D=2, decay=decay, state=True)
+    with patch.object(chunked_module, "_by_blocks", wraps=chunked_module._by_blocks) as by_blocks:
+        found = results(arguments, causal=causal, backend="chunked")
+    assert [call.args[0].values.shape[0] for call in by_blocks.call_args_list] == [1] * 7
+    for name, expected in results(arguments, causal=causal, backend="reference").items():
+        assert relative_error(found[name], expected) < 1e-12, name
 
 
 @pytest.mark.parametrize("causal", [True, False])

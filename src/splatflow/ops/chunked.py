@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from .blocks import block_sizes, over_blocks
 from .chunk_gradient import mix_chunks_gradient
 from .decay import decayed_cumsum, decayed_scores, log_decay_after
-from .gradients import Pairs
+from .gradients import Pairs, is_traced
 from .routing import Router
-from .splats import MIN_MASS, Sources, SplatState, Targets
+from .splats import MIN_MASS, Sources, SplatState, Targets, split
 from .transform import Transform, transformed
 
 if TYPE_CHECKING:
@@ -39,11 +39,26 @@ ROWS_OF_A_GPU = 2**16  # a thousand products of chunks fill one; by count, not m
 def chunked(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
-    """Output and final state, by blocks of chunks."""
+    """Output and final state, by blocks of chunks; some sequences at a time if they are many."""
+    batch, _, num_heads, _ = sources.values.shape
+    rows = BLOCK_ROWS if sources.values.device.type == "cpu" else ROWS_OF_A_GPU
+    at_once = max(1, rows // max(1, num_heads * max(MIN_CHUNK, router.splats.num_splats)))
+    if batch <= 2 * at_once or is_traced():
+        return _by_blocks(sources, targets, router, state, causal, rows)
+    sizes = block_sizes(batch, at_once)
+    groups = zip(split(sources, sizes, 0), split(targets, sizes, 0), split(state, sizes, 0), strict=True)
+    found = [_by_blocks(here, there, router, before, causal, rows) for here, there, before in groups]
+    mass, total = (torch.cat([after[part] for _, after in found]) for part in (0, 1))
+    return torch.cat([output for output, _ in found]), SplatState(mass, total)
+
+
+def _by_blocks(
+    sources: Sources, targets: Targets, router: Router, state: SplatState, causal: bool, rows: int
+) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+    """Blocks of about so many rows, a row being a token of a sequence and head."""
     batch, num_sources, num_heads, width = sources.values.shape
     num_targets = targets.positions.shape[1]
     chunk_size = max(MIN_CHUNK, router.splats.num_splats)
-    rows = BLOCK_ROWS if sources.values.device.type == "cpu" else ROWS_OF_A_GPU
     block_size = max(1, rows * MIN_CHUNK // chunk_size // max(1, batch * num_heads * chunk_size)) * chunk_size
 
     if causal:
