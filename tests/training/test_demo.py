@@ -24,7 +24,9 @@ def test_the_demo_ends_well_and_writes_its_page(short_text, tmp_path, capsys):
     printed = capsys.readouterr().out
     for name in (demo_module.SPLATS, demo_module.SOFTMAX, demo_module.WITHOUT_SPLATS, "xz -9", "5-gram", "KV cache"):
         assert name in printed
-    assert len(read_records(tmp_path / "demo")[0]["rows"]) == 3 + 2 + 4 + 2  # scores, levels, mixers by lengths, states
+    assert (
+        len(read_records(tmp_path / "demo")[0]["rows"]) == 3 + 2 + 2 + 4 + 2
+    )  # scores, parameters, levels, mixers by lengths, states
     page = (tmp_path / "demo" / "demo.html").read_text()
     assert page.count("<svg") == 3  # learning curves, time, memory
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -1,4 +1,4 @@
-"""The gradient of a block of chunks, written down: half of what differentiating `mix_chunks` op by op would touch.
+"""The gradient of a block of chunks, written down: unlike that of `mix_chunks` op by op it needs no output.
 
 With q the gradient by the output, dT and dN those by the total and the mass after a chunk, and decay(i, j) within it:
 

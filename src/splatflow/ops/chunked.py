@@ -46,7 +46,10 @@ def chunked(
     if batch <= 2 * at_once or is_traced():
         return _by_blocks(sources, targets, router, state, causal, rows)
     sizes = block_sizes(batch, at_once)
-    groups = zip(split(sources, sizes, 0), split(targets, sizes, 0), split(state, sizes, 0), strict=True)
+    senders, receivers = split(sources, sizes, 0), split(targets, sizes, 0)
+    if sources.positions is targets.positions:  # they stay one tensor, with one gradient
+        receivers = [there._replace(positions=here.positions) for here, there in zip(senders, receivers, strict=True)]
+    groups = zip(senders, receivers, split(state, sizes, 0), strict=True)
     found = [_by_blocks(here, there, router, before, causal, rows) for here, there, before in groups]
     mass, total = (torch.cat([after[part] for _, after in found]) for part in (0, 1))
     return torch.cat([output for output, _ in found]), SplatState(mass, total)

@@ -118,6 +118,7 @@ def demo(config: DemoConfig) -> int:
         encoding="utf-8",
     )
     record: list[dict[str, Any]] = [{"model": name, **asdict(score)} for name, score in scores.items()]
+    record += [{"model": name, "parameters": num_parameters(run.model)} for name, run in runs.items()]
     record += [{"model": name, "bits_per_byte": bits} for name, bits in levels.items()]
     record += [*rows, *({"model": name, "tokens": num_tokens, "state_bytes": size} for name, size in states.items())]
     command = f"splatflow demo --steps {config.steps} --learning-rate {config.learning_rate} --seed {config.seed}"
