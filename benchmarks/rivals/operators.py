@@ -45,9 +45,10 @@ def gated_linear_attention(
     )
     steps = None if log_decay is None else _in_chunks(log_decay)
     output, _ = mix_chunks(
-        _in_chunks(keys), _in_chunks(queries), _in_chunks(values), steps, nothing, running_mean=False
+        *(_in_chunks(keys), _in_chunks(queries)[:, :, :, None], _in_chunks(values), steps, nothing),
+        running_mean=False,
     )
-    return _whole(output, length)
+    return _whole(output[:, :, :, 0], length)
 
 
 def normalised_linear_attention(

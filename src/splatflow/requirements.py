@@ -72,6 +72,25 @@ def require_heads(hidden_size: int, **num_heads: int) -> None:
             raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of {name}, which is {heads}")
 
 
+def share_of_heads(num_heads: int, num_key_value_heads: int | None, *, tied: bool = False) -> int:
+    """How many heads send, of so many that receive: as many if not given, or if both are tied.
+
+    Raises:
+        TypeError, ValueError: no number of heads that the others can be shared out among.
+
+    >>> share_of_heads(6, None), share_of_heads(6, 2)
+    (6, 2)
+    """
+    if num_key_value_heads is None:
+        return num_heads
+    require_integers(1, num_key_value_heads=num_key_value_heads)
+    if num_heads % num_key_value_heads:
+        raise ValueError(f"num_key_value_heads is {num_key_value_heads}, expected a divisor of the {num_heads} heads")
+    if tied and num_key_value_heads != num_heads:
+        raise ValueError(f"num_key_value_heads is {num_key_value_heads}, expected {num_heads} with tied_positions")
+    return num_key_value_heads
+
+
 def require_even_positions(position_dim: int) -> None:
     """Raises ValueError if rotary positions, which turn pairs of numbers, cannot be given to positions so wide."""
     if position_dim % 2:

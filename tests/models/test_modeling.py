@@ -87,6 +87,23 @@ def test_what_padding_holds_does_not_matter(mixer):
         assert model(tokens, mask).logits[0, 6:].equal(model(other, mask).logits[0, 6:])
 
 
+@every_mixer
+@every_window
+def test_shared_senders_hold_less_and_go_on_from_a_cache(mixer, window_size):
+    options = {"num_attention_heads": 4, "decay": None, "window_size": window_size, "conv_size": 0}
+    if mixer == "splat":
+        options |= {"token_bias": True, "position_bias": 3}
+    shared, own = (tiny_model(mixer, num_key_value_heads=count, **options) for count in (2, None))
+    tokens = random_tokens(2, SEQ_LEN)
+    expected = shared(tokens).logits
+    first = shared(tokens[:, :20])
+    second = shared(tokens[:, 20:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), expected)
+    kept = sum(part.nbytes for part in second.past_key_values.tensors() if part.is_floating_point())
+    of_own = sum(part.nbytes for part in own(tokens).past_key_values.tensors() if part.is_floating_point())
+    assert 2 * kept == of_own
+
+
 def test_splats_remember_in_constant_space():
     model = tiny_model("splat", window_size=7)
     cache = SplatFlowCache(num_layers=2)

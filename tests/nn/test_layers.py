@@ -26,6 +26,7 @@ LAYERS = {
         "window": {"window_size": WINDOW},
         "extras": EXTRAS,
         "window and extras": {"window_size": WINDOW, **EXTRAS},
+        "shared senders": {"num_key_value_heads": 1, "window_size": WINDOW, **EXTRAS},
     }.items()
 } | {
     f"splat {label}": partial(SplatAttention, C, H, **{"num_splats": M, **options})
@@ -50,6 +51,9 @@ LAYERS = {
         "lagged": {"transform": "lagged", "lag": 5, "decay": "splat", "hops": 1},
         "lagged, nearest": {"transform": "lagged", "lag": 11, "value_dim": 7, "top_p": 2, **EVERYTHING},
         "wide values": {"value_dim": 19, "head_norm": True, "window_size": WINDOW},
+        "shared senders, everything": {"num_key_value_heads": 1, "decay": "splat", "value_skip": True, **EVERYTHING},
+        "shared senders, biased": {"num_key_value_heads": 1, "routing_bias": True, "transform": "lagged", "lag": 5},
+        "shared lattice": {"num_key_value_heads": 1, "routing": "lattice", "num_splats": 9, "top_p": 2, "hops": 0},
         "value skip": {"value_skip": True, "decay": "head", "window_size": WINDOW, **EXTRAS},
     }.items()
 }

@@ -50,6 +50,7 @@ def make_arguments(
     T: int = 37,
     S: int | None = None,
     H: int = 3,
+    receivers: int = 1,
     M: int = 7,
     P: int = 4,
     D: int = 5,
@@ -68,7 +69,8 @@ def make_arguments(
     """Positions of RMS 1 in a cube, and scales a little wider than a layer's: every token reaches every splat.
 
     A decay is sometimes exactly 0 and sometimes -inf. `tied` leaves out `receive_positions`, `strided` makes every
-    tensor non-contiguous. A lattice has the largest square of splats up to M, and an even P.
+    tensor non-contiguous. A lattice has the largest square of splats up to M, and an even P. Each of the H heads that
+    send has so many `receivers`.
     """
     generator = torch.Generator().manual_seed(seed)
     S = T if S is None else S
@@ -95,11 +97,11 @@ def make_arguments(
         "log_amplitudes": 0.1 * normal(H, *per_splat),
     }
     if not tied:
-        arguments["receive_positions"] = positions(B, T, H, P)
+        arguments["receive_positions"] = positions(B, T, H * receivers, P)
     if routing == "compact":
         arguments["log_reaches"] = reaches_in_gaps(arguments, 4 if dtype == torch.float64 else 200).log()
     if bias:
-        arguments |= {"send_bias": normal(B, S, H, R), "receive_bias": normal(B, T, H, R)}
+        arguments |= {"send_bias": normal(B, S, H, R), "receive_bias": normal(B, T, H * receivers, R)}
     if decay:
         kind = uniform(decay)
         strength = torch.where(kind < 0.2, 0.0, -0.5 * kind)
@@ -129,7 +131,7 @@ def reaches_in_gaps(arguments: Arguments, share: int) -> Tensor:
     of the tokens at least is within reach, and as many are not.
     """
     positions = [arguments[name] for name in ("send_positions", "receive_positions") if name in arguments]
-    distances = [torch.cdist(part.flatten(0, 1).transpose(0, 1), arguments["centers"]) for part in positions]
+    distances = [torch.cdist(by_sender(part, arguments), arguments["centers"]) for part in positions]
     ordered = torch.cat(distances, 1).sort(1).values  # [H, tokens, M]
     if not ordered.shape[1]:
         return torch.ones_like(arguments["log_scales"])
@@ -138,6 +140,11 @@ def reaches_in_gaps(arguments: Arguments, share: int) -> Tensor:
     ordered = torch.cat([ordered, farther], 1)[:, few - 1 : ordered.shape[1] + 2 - few]
     widest = ordered.diff(dim=1).argmax(1, keepdim=True)
     return 0.5 * (ordered.gather(1, widest) + ordered.gather(1, widest + 1))[:, 0]
+
+
+def by_sender(positions: Tensor, arguments: Arguments) -> Tensor:
+    """[B, T, H R, P] -> [H, B T R, P], all positions that have to do with the splats of one head."""
+    return positions.unflatten(2, (arguments["values"].shape[2], -1)).transpose(2, 3).flatten(0, 2).transpose(0, 1)
 
 
 def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
@@ -241,13 +248,16 @@ def skip_unless(backend: str, route: dict, decay: str | None = None, mixing: boo
 def is_clear(arguments: Arguments, options: dict) -> bool:
     """No choice of splats hangs on the last digits of an affinity."""
     row, top_p = ROUTINGS[options["routing"]], options.get("top_p")
-    splats = row.kind(*(arguments[name].double() for name in OF_SPLATS if name in arguments))
     margins = [math.inf]
     for side in ("send", "receive"):
         positions = arguments.get(f"{side}_positions")
         if positions is None or not positions.numel():
             continue
         bias = arguments.get(f"{side}_bias")
+        count = positions.shape[2] // arguments["values"].shape[2]
+        splats = row.kind(
+            *(arguments[name].double().repeat_interleave(count, 0) for name in OF_SPLATS if name in arguments)
+        )
         affinities = row.affinity(positions.double(), splats, bias)
         if top_p is not None and top_p < splats.num_splats:
             ordered = affinities.sort(dim=-1, descending=True).values
@@ -282,6 +292,7 @@ def cases(draw: st.DrawFn, causal: bool | None = None, lengths: Sequence[int] = 
         "T": draw(st.sampled_from(lengths)),
         "B": draw(st.sampled_from((1, 2))),
         "H": draw(st.sampled_from((1, 3))),
+        "receivers": 1 if tied else draw(st.sampled_from((1, 1, 2, 3))),
         "M": draw(st.sampled_from((1, 2, 7, 9))),
         "P": draw(st.sampled_from((1, 4))),
         "D": draw(st.sampled_from((1, 5))),

@@ -198,6 +198,17 @@ WRONG_CALLS = {
     "a state elsewhere": (wrong(state=state._replace(mass=state.mass.to("meta"))), ValueError, ["state.mass", "meta"]),
     "heads that do not divide": (layer(num_heads=5), ValueError, ["hidden_size is 12", "num_heads", "5"]),
     "no heads": (layer(num_heads=0), ValueError, ["num_heads is 0"]),
+    "senders that cannot be shared": (
+        layer(num_key_value_heads=3),
+        ValueError,
+        ["num_key_value_heads is 3", "a divisor of the 2 heads"],
+    ),
+    "half a sender": (layer(num_key_value_heads=0.5), TypeError, ["num_key_value_heads is 0.5", "integer"]),
+    "tied positions of other heads": (
+        layer(num_key_value_heads=1, tied_positions=True),
+        ValueError,
+        ["num_key_value_heads is 1", "expected 2 with tied_positions"],
+    ),
     "a layer without splats": (layer(num_splats=0), ValueError, ["num_splats", "0", "at least 1"]),
     "a layer of unknown routing": (layer(routing="nearest"), ValueError, ["routing", "'nearest'", "mixture"]),
     "a layer with half a mask": (layer(causal="past"), TypeError, ["causal is 'past'", "True or False"]),

@@ -49,7 +49,7 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         assert config.intermediate_size is not None, "the configuration fills it in"
         self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mixer = build_mixer(config)
-        self.num_heads = config.num_attention_heads
+        self.num_heads = config.num_key_value_heads or config.num_attention_heads  # that send
         # which splats each token of the vocabulary prefers, and each place, whatever the hidden state
         self.token_bias = self.position_bias = None
         if config.token_bias:

@@ -20,6 +20,7 @@ from splatflow.requirements import (
     require_no_order,
     require_no_routing,
     require_one_of,
+    share_of_heads,
 )
 
 
@@ -34,7 +35,8 @@ class SplatFlowConfig(PreTrainedConfig):
     asked for with `causal=False, decay=None`; it has no cache.
 
     Sizes count numbers or tokens. `intermediate_size=None` stands for 8/3 of `hidden_size`, rounded up to a multiple
-    of 16; `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
+    of 16; `num_key_value_heads` heads send, and have splats, from which the attention heads receive in turn (None: as
+    many); `window_size` is the exact near memory in tokens (0: none for "splat", everything for "softmax");
     `position_bias` is the number of rows of a table that says which splats tokens prefer by their place in the text (0:
     no table), the first of which comes again behind the last; `splat_top_p` is a mixer's `top_p`, which is another
     thing where texts are generated; `lag` is the length of a chunk of tokens, for `transform="lagged"`;
@@ -57,6 +59,7 @@ class SplatFlowConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     mixer: str = "splat"
     causal: bool = True
@@ -106,6 +109,8 @@ class SplatFlowConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Called by `@strict` once the types are right."""
         require_heads(self.hidden_size, num_attention_heads=self.num_attention_heads)
+        tied = self.tied_positions and self.mixer == "splat"
+        share_of_heads(self.num_attention_heads, self.num_key_value_heads, tied=tied)
         assert self.intermediate_size is not None, "filled in above"
         require_at_least(
             1,

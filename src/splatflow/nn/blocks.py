@@ -1,6 +1,6 @@
 """The parts around a mixer: short convolution, projections into heads and out of them, MLP."""
 
-# B batch, T token, H head, P position width, D value width, C channel
+# B batch, T token, H head that receives, G head that sends, P position width, D value width, C channel
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from splatflow.ops.splats import inner_dtype
+from splatflow.requirements import share_of_heads
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -70,9 +71,10 @@ class ShortConvolution(nn.Module):
 class HeadProjections(nn.Module):
     """Hidden states -> where each head receives and sends (the heirs of query and key), and what it sends.
 
-    Positions have RMS 1, so |p|^2 = P and distances have one size at every width. Values have D = `head_dim` numbers a
-    head, C / H if not given. Nothing here has a bias, so that hidden states of 0, which stand for padding, stay 0 and
-    the convolution hears no more of padding than of what lies beyond the ends.
+    Of H heads that receive, G = `num_key_value_heads` send, all if not given. Positions have RMS 1, so |p|^2 = P and
+    distances have one size at every width. Values have D = `head_dim` numbers a head, C / H if not given. Nothing here
+    has a bias, so that hidden states of 0, which stand for padding, stay 0 and the convolution hears no more of padding
+    than of what lies beyond the ends.
     """
 
     def __init__(
@@ -81,25 +83,27 @@ class HeadProjections(nn.Module):
         num_heads: int,
         position_dim: int,
         *,
+        num_key_value_heads: int | None = None,
         head_dim: int | None = None,
         tied_positions: bool = False,
         conv_size: int = 0,
         causal: bool = True,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        width = num_heads * position_dim
-        value_width = hidden_size if head_dim is None else num_heads * head_dim
-        self.receive_proj = nn.Linear(hidden_size, width, bias=False)
-        self.send_proj = None if tied_positions else nn.Linear(hidden_size, width, bias=False)
-        self.value_proj = nn.Linear(hidden_size, value_width, bias=False)
-        self.widths = (width, value_width) if tied_positions else (width, width, value_width)
+        senders = share_of_heads(num_heads, num_key_value_heads, tied=tied_positions)
+        receive, send = num_heads * position_dim, senders * position_dim
+        value = senders * (hidden_size // num_heads if head_dim is None else head_dim)
+        self.receive_proj = nn.Linear(hidden_size, receive, bias=False)
+        self.send_proj = None if tied_positions else nn.Linear(hidden_size, send, bias=False)
+        self.value_proj = nn.Linear(hidden_size, value, bias=False)
+        self.widths = (receive, value) if tied_positions else (receive, send, value)
+        self.heads = (num_heads, senders) if tied_positions else (num_heads, senders, senders)
         self.convolution = ShortConvolution(sum(self.widths), conv_size, causal=causal) if conv_size else None
 
     def forward(
         self, hidden_states: Float[Tensor, "B T C"], state: Float[Tensor, "B size-1 C"] | None = None
     ) -> tuple[
-        Float[Tensor, "B T H P"], Float[Tensor, "B T H P"], Float[Tensor, "B T H D"], Float[Tensor, "B size-1 C"] | None
+        Float[Tensor, "B T G P"], Float[Tensor, "B T H P"], Float[Tensor, "B T G D"], Float[Tensor, "B size-1 C"] | None
     ]:
         """(send positions, receive positions, values, state of the convolution)."""
         projections = [layer for layer in (self.receive_proj, self.send_proj, self.value_proj) if layer is not None]
@@ -107,7 +111,9 @@ class HeadProjections(nn.Module):
         if self.convolution is not None:
             convolved, state = self.convolution(torch.cat(projected, -1), state)
             projected = list(convolved.split(self.widths, -1))
-        *positions, values = (part.unflatten(-1, (self.num_heads, -1)) for part in projected)
+        *positions, values = (
+            part.unflatten(-1, (heads, -1)) for part, heads in zip(projected, self.heads, strict=True)
+        )
         positions = [F.rms_norm(part, part.shape[-1:]) for part in positions]
         return positions[-1], positions[0], values, state
 

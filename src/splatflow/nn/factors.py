@@ -3,7 +3,7 @@
 For each a function that reads it off hidden states by a projection, None without one, and where the projection begins.
 """
 
-# B batch, T token, H head, M splat, C hidden size, R a bias
+# B batch, T token, H head that sends, M splat, C hidden size, R a bias
 
 from __future__ import annotations
 
@@ -44,15 +44,20 @@ def biases_of(
     hidden_states: Float[Tensor, "B T C"],
     projection: nn.Linear | None,
     num_heads: int,
+    num_receivers: int,
     token_bias: Float[Tensor, "B T H R"] | None,
-) -> tuple[Float[Tensor, "B T H R"] | None, Float[Tensor, "B T H R"] | None]:
-    """What is added to the log-affinities of sending and of receiving."""
+) -> tuple[Float[Tensor, "B T H R"] | None, Float[Tensor, "B T heads R"] | None]:
+    """What is added to the log-affinities of sending and of receiving, for which each head has so many receivers."""
+    of_receivers = token_bias
+    if token_bias is not None and num_receivers > 1:
+        of_receivers = token_bias.repeat_interleave(num_receivers, 2)
     if projection is None:
-        return token_bias, token_bias
-    send_bias, receive_bias = projection(hidden_states).unflatten(-1, (2, num_heads, -1)).unbind(2)
+        return token_bias, of_receivers
+    biases = projection(hidden_states).unflatten(-1, (num_heads * (1 + num_receivers), -1))
+    send_bias, receive_bias = biases.split([num_heads, num_heads * num_receivers], 2)
     if token_bias is None:
         return send_bias, receive_bias
-    return send_bias + token_bias, receive_bias + token_bias
+    return send_bias + token_bias, receive_bias + of_receivers
 
 
 @torch.no_grad()

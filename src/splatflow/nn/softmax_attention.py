@@ -1,6 +1,7 @@
 """The twin: softmax attention in the same house, to compare with. Its state grows with the context."""
 
-# B batch, T token, S token so far, W window_size, H head, P position width, D value width, C hidden size
+# B batch, T token, S token so far, W window_size, H head, G head of keys and values, P position width, D value width,
+# C hidden size
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from splatflow.ops.window import rotate, window_attention
-from splatflow.requirements import require_even_positions, require_heads, require_integers, require_no_order
+from splatflow.requirements import (
+    require_even_positions,
+    require_heads,
+    require_integers,
+    require_no_order,
+    share_of_heads,
+)
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
 
@@ -23,8 +30,8 @@ if TYPE_CHECKING:
 class SoftmaxAttentionState(NamedTuple):
     """Keys and values of the tokens so far (of the last W, if there is a window), and which are real."""
 
-    keys: Float[Tensor, "B S H P"]
-    values: Float[Tensor, "B S H D"]
+    keys: Float[Tensor, "B S G P"]
+    values: Float[Tensor, "B S G D"]
     real: Bool[Tensor, "B S"]
     convolution: Float[Tensor, "B size-1 C"] | None
 
@@ -35,7 +42,7 @@ class SoftmaxAttention(nn.Module):
     Same projections, convolution, head norm and output gate as `SplatAttention`, called in the same way.
 
     Args:
-        hidden_size, num_heads, conv_size, head_norm, output_gate: as in `SplatAttention`.
+        hidden_size, num_heads, num_key_value_heads, conv_size, head_norm, output_gate: as in `SplatAttention`.
         causal: a token hears itself and what came before; otherwise all tokens.
         window_size: tokens W heard, the token itself included; 0 for all.
 
@@ -52,6 +59,7 @@ class SoftmaxAttention(nn.Module):
         hidden_size: int,
         num_heads: int,
         *,
+        num_key_value_heads: int | None = None,
         causal: bool = True,
         window_size: int = 0,
         conv_size: int = 0,
@@ -65,8 +73,14 @@ class SoftmaxAttention(nn.Module):
         if not causal:
             require_no_order(window_size=window_size)
         self.hidden_size, self.num_heads, self.causal, self.window_size = hidden_size, num_heads, causal, window_size
+        self.num_key_value_heads = share_of_heads(num_heads, num_key_value_heads)
         self.projections = HeadProjections(
-            hidden_size, num_heads, hidden_size // num_heads, conv_size=conv_size, causal=causal
+            hidden_size,
+            num_heads,
+            hidden_size // num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            conv_size=conv_size,
+            causal=causal,
         )
         self.log_scale = nn.Parameter(torch.empty(num_heads))
         self.output = HeadOutput(hidden_size, num_heads, head_norm=head_norm, output_gate=output_gate)
@@ -111,14 +125,14 @@ class SoftmaxAttention(nn.Module):
     def _shapes_like(self, state: Any, batch: int) -> SoftmaxAttentionState:
         """A state that holds a shape in the place of each tensor; without a window `state` says how many tokens."""
         length = self.window_size or (state[0].shape[1] if isinstance(state, SoftmaxAttentionState) else 0)
-        heads = (batch, length, self.num_heads, self.hidden_size // self.num_heads)
+        heads = (batch, length, self.num_key_value_heads, self.hidden_size // self.num_heads)
         return SoftmaxAttentionState._make([heads, heads, heads[:2], self.projections.shape_of_state(batch)])
 
 
 def full_attention(
     queries: Float[Tensor, "B T H P"],
-    keys: Float[Tensor, "B S H P"],
-    values: Float[Tensor, "B S H D"],
+    keys: Float[Tensor, "B S G P"],
+    values: Float[Tensor, "B S G D"],
     real: Bool[Tensor, "B S"] | None,
     *,
     causal: bool = True,
@@ -141,13 +155,14 @@ def full_attention(
         values.transpose(1, 2),
         attn_mask=mask,
         is_causal=causal and mask is None,
+        enable_gqa=keys.shape[2] != queries.shape[2],
     )
     return output.transpose(1, 2)
 
 
 def _empty(
-    keys: Float[Tensor, "B T H P"],
-    values: Float[Tensor, "B T H D"],
+    keys: Float[Tensor, "B T G P"],
+    values: Float[Tensor, "B T G D"],
     length: int,
     convolution: Float[Tensor, "B size-1 C"] | None,
 ) -> SoftmaxAttentionState:

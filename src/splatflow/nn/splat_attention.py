@@ -1,6 +1,6 @@
 """Splat attention as a layer: tokens meet only at the splats, and, if asked, in a window of near ones."""
 
-# B batch, T token, W window_size, H head, M splat, P position width, D value width, C hidden size
+# B batch, T token, W window_size, H head, G head that sends, M splat, P position width, D value width, C hidden size
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from splatflow.requirements import (
     require_integers,
     require_no_order,
     require_one_of,
+    share_of_heads,
 )
 
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
@@ -63,6 +64,8 @@ class SplatAttention(SplatSet):
         hidden_size: width C of the hidden states.
         num_heads: heads H, each with its own splats; D = C / H.
         num_splats: splats M a head.
+        num_key_value_heads: heads G that send and have splats, each of which H / G heads in turn receive from, as in
+            grouped-query attention; H if not given. `token_bias` and all that tokens send then have G heads.
         causal: a token hears itself and what came before; otherwise all tokens.
         window_size: tokens W heard exactly, the token itself included; 0 for none.
         routing: a row of `splatflow.ops.ROUTINGS`: "mixture", "gaussian", "compact", "lattice" or "grouped".
@@ -100,6 +103,7 @@ class SplatAttention(SplatSet):
         num_heads: int,
         num_splats: int,
         *,
+        num_key_value_heads: int | None = None,
         causal: bool = True,
         window_size: int = 0,
         routing: str = "mixture",
@@ -126,32 +130,36 @@ class SplatAttention(SplatSet):
         require_integers(0, window_size=window_size, conv_size=conv_size)
         require_one_of(GRAINS, decay=decay)
         require_transform(transform, causal)
-        super().__init__(num_heads, num_splats, position_dim, value_dim, routing=routing, top_p=top_p)
+        senders = share_of_heads(num_heads, num_key_value_heads)
+        super().__init__(senders, num_splats, position_dim, value_dim, routing=routing, top_p=top_p)
         if window_size:
             require_even_positions(position_dim)
         if not causal:
             require_no_order(window_size=window_size, decay=decay)
         self.hidden_size, self.causal, self.window_size, self.decay = hidden_size, causal, window_size, decay
+        self.num_heads, self.num_receivers = num_heads, num_heads // senders
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
 
         self.projections = HeadProjections(
             hidden_size,
             num_heads,
             position_dim,
+            num_key_value_heads=senders,
             tied_positions=tied_positions,
             head_dim=value_dim,
             conv_size=conv_size,
             causal=causal,
         )
-        decays = {None: 0, "head": num_heads, "splat": num_heads * num_splats}[decay]
+        decays = {None: 0, "head": senders, "splat": senders * num_splats}[decay]
         self.decay_proj = nn.Linear(hidden_size, decays) if decays else None
-        gates = num_heads * (num_splats if top_p is None else 1)
+        gates = senders * (num_splats if top_p is None else 1)
         self.write_gate_proj = nn.Linear(hidden_size, gates) if write_gate else None
-        self.routing_bias_proj = nn.Linear(hidden_size, 2 * num_heads * self.num_biases) if routing_bias else None
+        biases = (senders + num_heads) * self.num_biases
+        self.routing_bias_proj = nn.Linear(hidden_size, biases) if routing_bias else None
         per_hop = require_hops(hops, num_super_splats, routing, num_splats)
         self.num_super_splats = per_hop if hops else None
-        self.hops = nn.ModuleList(SuperSplats(num_heads, per_hop, position_dim) for _ in range(hops))
-        per_splat = (num_heads, num_splats, value_dim)
+        self.hops = nn.ModuleList(SuperSplats(senders, per_hop, position_dim) for _ in range(hops))
+        per_splat = (senders, num_splats, value_dim)
         self.listen = nn.Parameter(torch.empty(per_splat)) if transform == "linear" else None
         self.say = nn.Parameter(torch.empty(per_splat)) if transform == "linear" else None
         has_mlp = transform in ("mlp", "lagged")
@@ -172,7 +180,7 @@ class SplatAttention(SplatSet):
         if self.routing_bias_proj is not None:
             start_without_preferences(self.routing_bias_proj)
         if self.decay_proj is not None:
-            start_with_half_lives(self.decay_proj, self.num_heads)
+            start_with_half_lives(self.decay_proj, self.num_sets)
         if self.write_gate_proj is not None:
             start_nearly_open(self.write_gate_proj)
         if self.listen is not None and self.say is not None:  # nothing is said yet
@@ -191,7 +199,7 @@ class SplatAttention(SplatSet):
         hidden_states: Float[Tensor, "B T C"],
         *,
         attention_mask: Bool[Tensor, "B T"] | None = None,
-        token_bias: Float[Tensor, "B T H R"] | None = None,
+        token_bias: Float[Tensor, "B T G R"] | None = None,
         state: SplatAttentionState | None = None,
     ) -> tuple[Float[Tensor, "B T C"], SplatAttentionState]:
         """Output and the state after the last token.
@@ -209,8 +217,9 @@ class SplatAttention(SplatSet):
         if state is None:
             state = SplatAttentionState(self.initial_state(hidden_states.shape[0]), None, None, None)
         send_positions, receive_positions, values, convolution = self.projections(hidden_states, state.convolution)
-        heads = self.num_heads
-        send_bias, receive_bias = biases_of(hidden_states, self.routing_bias_proj, heads, token_bias)
+        heads = self.num_sets
+        bias_proj, receivers = self.routing_bias_proj, self.num_receivers
+        send_bias, receive_bias = biases_of(hidden_states, bias_proj, heads, receivers, token_bias)
         log_decay = log_decay_of(hidden_states, self.decay_proj, heads, per_splat=self.decay == "splat")
         write_gate = write_gate_of(hidden_states, self.write_gate_proj, heads, per_splat=self.top_p is None)
         leaving = WindowState(send_positions, values, real, log_decay, write_gate, send_bias)
@@ -248,14 +257,15 @@ class SplatAttention(SplatSet):
             far = far + added.to(far.dtype)
         heard = self._combine(near, far, hidden_states)
         if self.value_skip is not None:
-            heard = heard + values * self.value_skip[:, None]
+            own = values if self.num_receivers == 1 else values.repeat_interleave(self.num_receivers, 2)
+            heard = heard + own * self.value_skip[:, None]
         return self.output(heard, hidden_states), SplatAttentionState(splats, window, convolution, lagged)
 
     def _shapes_of_state(self, batch: int, token_bias: bool) -> SplatAttentionState:
         """A state that holds a shape in the place of each tensor."""
         has_bias = token_bias or self.routing_bias_proj is not None
         head_dim = self.prior_content.shape[-1]
-        per_head = (batch, self.window_size, self.num_heads)
+        per_head = (batch, self.window_size, self.num_sets)
         per_splat = (*per_head, self.num_splats)
         window = WindowState._make(
             [
@@ -267,7 +277,7 @@ class SplatAttention(SplatSet):
                 (*per_head, self.num_biases) if has_bias else None,
             ]
         )
-        mass = (batch, self.num_heads, self.num_splats)
+        mass = (batch, self.num_sets, self.num_splats)
         contents = SplatState._make([mass, (*mass, head_dim)])
         convolution = self.projections.shape_of_state(batch)
         lagged = None if self.lag is None else LaggedState._make([contents, (batch,)])

@@ -40,4 +40,4 @@ def moments_of(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
 
 def by_splat(tensor: Tensor, layer: SplatAttention) -> Float[Tensor, "H M _"]:
     """A view of a parameter in which every splat has a part, or of its moments."""
-    return tensor.view(layer.num_heads, layer.num_splats, -1)
+    return tensor.view(layer.num_sets, layer.num_splats, -1)

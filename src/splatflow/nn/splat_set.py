@@ -46,7 +46,7 @@ class SplatSet(nn.Module):
     ) -> None:
         super().__init__()
         require_routing(routing, num_splats, position_dim, top_p)
-        self.num_heads, self.num_splats, self.position_dim = num_heads, num_splats, position_dim
+        self.num_sets, self.num_splats, self.position_dim = num_heads, num_splats, position_dim
         self.value_dim = value_dim
         self.routing, self.top_p = routing, top_p
         self.num_biases = num_splats  # numbers that a bias of the log-affinities has for each head of a token

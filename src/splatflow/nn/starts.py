@@ -164,7 +164,8 @@ def initialise_from_attention(
 
     def start(name: str, layer: SplatAttention, send_positions: Tensor, receive_positions: Tensor) -> None:
         points = torch.cat([send_positions, receive_positions]).transpose(0, 1)  # [H, N, P]
-        splats = splats_of_keys(kmeans(points, layer.num_splats, seed=seed), attention.log_scale)
+        log_sharpness = attention.log_scale.unflatten(0, (layer.num_sets, -1)).mean(1)
+        splats = splats_of_keys(kmeans(points, layer.num_splats, seed=seed), log_sharpness)
         for parameter, value in zip(layer.free_splats()[:3], splats[:3], strict=True):
             parameter.copy_(value)
 

@@ -166,7 +166,7 @@ class Curriculum(Strategy):
     def begin(self, model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
         for layer in splat_layers(model).values():
             asleep = torch.arange(layer.num_splats, device=layer.centers.device) >= self.first
-            put_to_sleep(layer, optimizer, asleep.expand(layer.num_heads, -1))
+            put_to_sleep(layer, optimizer, asleep.expand(layer.num_sets, -1))
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int, batch: Batch) -> None:

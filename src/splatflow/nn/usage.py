@@ -99,8 +99,9 @@ def run_watched(model: nn.Module, batch: Batch, visit: Visit) -> None:
     def hand_over(name: str, layer: SplatAttention) -> Callable[..., None]:
         def hook(projections: nn.Module, arguments: tuple[Any, ...], projected: tuple[Tensor, ...]) -> None:
             mask = masks[name]
-            positions = (part.flatten(0, 1) if mask is None else part[mask.bool()] for part in projected[:2])
-            visit(name, layer, *positions)
+            send, receive = (part.flatten(0, 1) if mask is None else part[mask.bool()] for part in projected[:2])
+            # those of receiving heads that share a sending one are all positions of that
+            visit(name, layer, send, receive.unflatten(1, (layer.num_sets, -1)).transpose(1, 2).flatten(0, 1))
 
         return hook
 

@@ -1,6 +1,6 @@
 """What the exact near memory of a layer keeps of its tokens."""
 
-# B batch, W window_size, H head, M splat, P position width, D value width, R a bias
+# B batch, W window_size, H head (G if fewer send), M splat, P position width, D value width, R a bias
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ before the chunk to a token from it on, of a token before it to the end, and of 
 Each of these sums has small terms if little is left; a difference of larger sums, which is less work, would not.
 """
 
-# B batch, S source token, H head, N chunk, C token in a chunk, M splat, D value width
+# B batch, H head, R receiving head of a sending one, N chunk, C token in a chunk, M splat, D value width
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from .decay import log_decay_after, pairwise_decay
+from .heads import in_rows
 from .splats import MIN_MASS, SplatState
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class ChunkGradients(NamedTuple):
     """By what a block of chunks was given."""
 
     send: Float[Tensor, "B H N C M"]
-    receive: Float[Tensor, "B H N C M"]
+    receive: Float[Tensor, "B H N R C M"]
     values: Float[Tensor, "B H N C D"]
     log_decay: Float[Tensor, "B H N C 1"] | None
     state: SplatState
@@ -41,12 +42,12 @@ class ChunkGradients(NamedTuple):
 
 def mix_chunks_gradient(
     send: Float[Tensor, "B H N C M"],
-    receive: Float[Tensor, "B H N C M"],
+    receive: Float[Tensor, "B H N R C M"],
     values: Float[Tensor, "B H N C D"],
     log_decay: Float[Tensor, "B H N C 1"] | None,
     state: SplatState,
     running_mean: bool,
-    d_output: Float[Tensor, "B H N C D"],
+    d_output: Float[Tensor, "B H N R C D"],
     d_state: SplatState,
 ) -> ChunkGradients:
     """By the arguments of `mix_chunks`, without a transform and with a decay by heads."""
@@ -58,30 +59,33 @@ def mix_chunks_gradient(
 
     sent_here = send.cumsum(3) if log_decay is None else fading.pairs @ send
     mass_here = sent_here + fading.keep(mass)
-    divisor = mass_here.clamp_min(MIN_MASS) if running_mean else torch.ones_like(mass_here)
+    divisor = (mass_here.clamp_min(MIN_MASS) if running_mean else torch.ones_like(mass_here))[:, :, :, None]
     read = receive / divisor
-    heard = fading.between(d_output @ values.mT)
-    d_read = (heard @ send).add_(fading.keep(d_output @ total.mT))
+    heard = fading.between(in_rows(d_output, values.mT))
+    heard_before = in_rows(d_output, total.mT)
+    d_read = in_rows(heard, send).add_(fading.keep_each(heard_before))
     d_receive = d_read / divisor
     is_mean = (mass_here >= MIN_MASS) if running_mean else torch.zeros_like(mass_here, dtype=torch.bool)
-    d_mass_here = torch.where(is_mean, (read * d_receive).neg_(), 0.0)
+    d_mass_here = torch.where(is_mean, _together(read * d_receive).neg_(), 0.0)
 
     d_masses = _sums_after_each(
         fading.keep(d_mass_here).sum(3).flip(2), d_state.mass, fading.faded[..., 0].flip(2)
     ).flip(2)
-    d_totals = _sums_after_each((fading.keep(read).mT @ d_output).flip(2), d_state.total, fading.faded.flip(2)).flip(2)
+    d_totals = _sums_after_each(
+        _product(fading.keep_each(read), d_output).flip(2), d_state.total, fading.faded.flip(2)
+    ).flip(2)
     d_mass_after, d_total_after = d_masses[:, :, 1:, None], d_totals[:, :, 1:]
 
-    d_send = fading.leave((values @ d_total_after.mT).add_(d_mass_after)).add_(heard.mT @ read)
+    d_send = fading.leave((values @ d_total_after.mT).add_(d_mass_after)).add_(_product(heard, read))
     d_send += _later(d_mass_here) if log_decay is None else fading.pairs.mT @ d_mass_here
-    scores = (read @ send.mT).tril_()
-    faded_scores = scores if log_decay is None else scores * fading.pairs
-    d_values = (faded_scores.mT @ d_output).add_(sent @ d_total_after)
+    scores = in_rows(read, send.mT).tril_()
+    faded_scores = scores if log_decay is None else scores * fading.pairs[:, :, :, None]
+    d_values = _product(faded_scores, d_output).add_(sent @ d_total_after)
     d_log_decay = None
     if log_decay is not None:
-        terms = torch.addcmul(heard * scores, d_mass_here @ send.mT, fading.pairs)  # [i, j]
+        terms = torch.addcmul(_together(heard * scores), d_mass_here @ send.mT, fading.pairs)  # [i, j]
         between = _later(terms).tril_(-1).sum(-1, keepdim=True)
-        from_before = fading.keep(read * (d_output @ total.mT) + d_mass_here * mass).sum(-1, keepdim=True)
+        from_before = fading.keep(_together(read * heard_before) + d_mass_here * mass).sum(-1, keepdim=True)
         to_the_end = (sent * (values @ d_total_after.mT + d_mass_after)).sum(-1, keepdim=True)
         through = (d_total_after * total).sum((-1, -2), keepdim=True) + (d_mass_after * mass).sum(-1, keepdim=True)
         of_earlier = F.pad(to_the_end[..., :-1, :].cumsum(3), (0, 0, 1, 0))
@@ -97,12 +101,15 @@ class Fading(NamedTuple):
     left: Float[Tensor, "B H N C 1"] | None  # at the end of the chunk, of each token
     faded: Float[Tensor, "#B #H N 1 1"]  # at the end of the chunk, of what was before it
 
-    def between(self, scores: Float[Tensor, "B H N C C"]) -> Float[Tensor, "B H N C C"]:
+    def between(self, scores: Float[Tensor, "B H N R C C"]) -> Float[Tensor, "B H N R C C"]:
         past = scores.tril_()  # at once: what a late token has too much of is infinite, and no 0 times that
-        return past if self.kept is None else past.mul_(self.pairs)
+        return past if self.kept is None else past.mul_(self.pairs[:, :, :, None])
 
     def keep(self, part: Float[Tensor, "B H N C X"]) -> Float[Tensor, "B H N C X"]:
         return part if self.kept is None else part * self.kept
+
+    def keep_each(self, part: Float[Tensor, "B H N R C X"]) -> Float[Tensor, "B H N R C X"]:
+        return part if self.kept is None else part * self.kept[:, :, :, None]
 
     def leave(self, part: Float[Tensor, "B H N C X"]) -> Float[Tensor, "B H N C X"]:
         return part if self.left is None else part * self.left
@@ -117,6 +124,16 @@ def _fading(log_decay: Float[Tensor, "B H N C 1"] | None, send: Float[Tensor, "B
         log_decay_after(log_decay).exp(),
         log_decay.sum(3, keepdim=True).exp(),
     )
+
+
+def _together(part: Float[Tensor, "B H N R C X"]) -> Float[Tensor, "B H N C X"]:
+    """The sum over the receiving heads of a sending one."""
+    return part[:, :, :, 0] if part.shape[3] == 1 else part.sum(3)  # a sum over one would be a copy
+
+
+def _product(left: Float[Tensor, "B H N R C X"], right: Float[Tensor, "B H N R C Y"]) -> Float[Tensor, "B H N X Y"]:
+    """left^T right, summed over tokens and receiving heads."""
+    return left.flatten(3, 4).mT @ right.flatten(3, 4)
 
 
 def _later(part: Float[Tensor, "B H N C X"]) -> Float[Tensor, "B H N C X"]:

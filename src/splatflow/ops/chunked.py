@@ -9,7 +9,8 @@ The sequence is worked through in blocks of chunks that fit in the cache, the st
 of size T x T, T x M x D or T x M x P exists: the largest arrays are T x C and (T / C) x M x D, and C >= M.
 """
 
-# B batch, T target token, S source token, H head, N chunk, C token in a chunk, M splat, D value width, P position width
+# B batch, T target token, S source token, H head, R receiving head of a sending one, N chunk, C token in a chunk,
+# M splat, D value width, P position width
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from .blocks import block_sizes, over_blocks
 from .chunk_gradient import mix_chunks_gradient
 from .decay import decayed_cumsum, decayed_scores, log_decay_after
 from .gradients import Pairs, is_traced
+from .heads import as_heads, as_tokens, in_receivers, in_rows
 from .routing import Router
 from .splats import MIN_MASS, Sources, SplatState, Targets, split
 from .transform import Transform, transformed
@@ -38,7 +40,7 @@ ROWS_OF_A_GPU = 2**16  # a thousand products of chunks fill one; by count, not m
 
 def chunked(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
-) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+) -> tuple[Float[Tensor, "B T HR D"], SplatState]:
     """Output and final state, by blocks of chunks; some sequences at a time if they are many."""
     batch, _, num_heads, _ = sources.values.shape
     rows = BLOCK_ROWS if sources.values.device.type == "cpu" else ROWS_OF_A_GPU
@@ -57,7 +59,7 @@ def chunked(
 
 def _by_blocks(
     sources: Sources, targets: Targets, router: Router, state: SplatState, causal: bool, rows: int
-) -> tuple[Float[Tensor, "B T H D"], SplatState]:
+) -> tuple[Float[Tensor, "B T HR D"], SplatState]:
     """Blocks of about so many rows, a row being a token of a sequence and head."""
     batch, num_sources, num_heads, width = sources.values.shape
     num_targets = targets.positions.shape[1]
@@ -78,58 +80,63 @@ def _by_blocks(
         output, _ = over_blocks(
             _read_block, targets, (means, router), (), block_sizes(num_targets, block_size), _read_block_gradient
         )
-    return state.total.new_empty(batch, 0, num_heads, width) if output is None else output, state
+    return state.total.new_empty(batch, 0, targets.positions.shape[2], width) if output is None else output, state
 
 
 def _mix_block(
     tokens: tuple[Sources, Targets], router: Router, state: SplatState, chunk_size: int
-) -> tuple[Float[Tensor, "B H S D"], SplatState]:
+) -> tuple[Float[Tensor, "B HR S D"], SplatState]:
     """A block of whole chunks, or of fewer tokens than one has, causal."""
     sources, targets = tokens
     length = min(chunk_size, sources.values.shape[1])
     output, state = mix_chunks(
         in_chunks(router.send(sources).transpose(1, 2), length),
-        in_chunks(router.receive(targets).transpose(1, 2), length),
+        _receive(router, targets, sources.values.shape[2], length),
         in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length).contiguous(),  # for several products
         None if sources.log_decay is None else in_chunks(sources.log_decay.transpose(1, 2), length),
         state,
         router.routing.running_mean,
         router.transform,
     )
-    return output.flatten(2, 3), state
+    return as_heads(output), state
+
+
+def _receive(router: Router, targets: Targets, num_heads: int, length: int) -> Float[Tensor, "B H N R C M"]:
+    """How much targets receive, in chunks, by the receiving heads of each of so many that send."""
+    count = targets.positions.shape[2] // num_heads
+    weights = router.receive(as_tokens(targets, num_heads, length))
+    return weights.transpose(1, 2).unflatten(2, (-1, count, length))
 
 
 def _mix_block_gradient(
     tokens: tuple[Sources, Targets],
     router: Router,
     state: SplatState,
-    d_output: Float[Tensor, "B H S D"] | None,
+    d_output: Float[Tensor, "B HR S D"] | None,
     d_state: SplatState,
     chunk_size: int,
 ) -> Pairs:
     """What `_mix_block` mixes, and the gradients by it. From weights to positions and splats autograd finds them."""
     sources, targets = tokens
     length = min(chunk_size, sources.values.shape[1])
-    send, receive = router.send(sources), router.receive(targets)
-    values = in_chunks(sources.values.detach().transpose(1, 2).to(state.total.dtype), length).contiguous()
-    d_output = torch.zeros_like(values) if d_output is None else in_chunks(d_output, length).to(values.dtype)
+    send = in_chunks(router.send(sources).transpose(1, 2), length)
+    receive = _receive(router, targets, sources.values.shape[2], length)
+    values = in_chunks(sources.values.transpose(1, 2).to(state.total.dtype), length)
+    log_decay = None if sources.log_decay is None else in_chunks(sources.log_decay.transpose(1, 2), length)
+    if d_output is None:
+        d_output = torch.zeros_like(values).repeat_interleave(receive.shape[3], 1).flatten(2, 3)
+    given = (send, receive, values, log_decay)
     found = mix_chunks_gradient(
-        in_chunks(send.detach().transpose(1, 2), length),
-        in_chunks(receive.detach().transpose(1, 2), length),
-        values,
-        None if sources.log_decay is None else in_chunks(sources.log_decay.detach().transpose(1, 2), length),
+        send.detach(),
+        receive.detach(),
+        values.detach().contiguous(),
+        None if log_decay is None else log_decay.detach(),
         SplatState(*(part.detach() for part in state)),
         router.routing.running_mean,
-        d_output.contiguous(),
+        in_receivers(d_output.to(values.dtype), values.shape[1], length).contiguous(),
         _known(d_state, state),
     )
-    given = (send, receive, sources.values, sources.log_decay)
-    of_tokens = [
-        (part, gradient.flatten(2, 3).transpose(1, 2).to(part.dtype))
-        for part, gradient in zip(given, found[:4], strict=True)
-        if part is not None and gradient is not None
-    ]
-    return [*of_tokens, *zip(state, found.state, strict=True)]
+    return [*zip(given, found[:4], strict=True), *zip(state, found.state, strict=True)]
 
 
 def _collect_block(sources: Sources, router: Router, state: SplatState) -> tuple[None, SplatState]:
@@ -139,14 +146,15 @@ def _collect_block(sources: Sources, router: Router, state: SplatState) -> tuple
     return None, SplatState(state.mass + weights.sum(2), state.total + weights.mT @ values)
 
 
-def read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B H T D"]:
+def read_block(targets: Targets, means: Float[Tensor, "B H M D"], router: Router) -> Float[Tensor, "B HR T D"]:
     """What a block of targets finds, not causal."""
-    return router.receive(targets).transpose(1, 2) @ means
+    receive = _receive(router, targets, means.shape[1], targets.positions.shape[1])
+    return as_heads(in_rows(receive, means[:, :, None]))
 
 
 def _read_block(
     targets: Targets, means_and_router: tuple[Float[Tensor, "B H M D"], Router], state: tuple[()]
-) -> tuple[Float[Tensor, "B H T D"], tuple[()]]:
+) -> tuple[Float[Tensor, "B HR T D"], tuple[()]]:
     """`read_block`, for which there is no state to hand on."""
     return read_block(targets, *means_and_router), state
 
@@ -166,15 +174,17 @@ def _read_block_gradient(
     targets: Targets,
     means_and_router: tuple[Float[Tensor, "B H M D"], Router],
     state: tuple[()],
-    d_output: Float[Tensor, "B H T D"] | None,
+    d_output: Float[Tensor, "B HR T D"] | None,
     d_state: tuple[()],
 ) -> Pairs:
     """As in `_mix_block_gradient`."""
     means, router = means_and_router
     if d_output is None:
         return []
-    weights, d_output = router.receive(targets).transpose(1, 2), d_output.to(means.dtype)
-    return [(weights, d_output @ means.detach().mT), (means, weights.detach().mT @ d_output)]
+    receive = _receive(router, targets, means.shape[1], targets.positions.shape[1])
+    d_output = in_receivers(d_output.to(means.dtype), means.shape[1], receive.shape[4])
+    d_means = receive.detach().flatten(2, 4).mT @ d_output.flatten(2, 4)
+    return [(receive, in_rows(d_output, means.detach().mT[:, :, None])), (means, d_means)]
 
 
 def _known(gradients: SplatState, like: SplatState) -> SplatState:
@@ -185,41 +195,48 @@ def _known(gradients: SplatState, like: SplatState) -> SplatState:
 
 def mix_chunks(
     send: Float[Tensor, "B H N C M"],
-    receive: Float[Tensor, "B H N C M"],
+    receive: Float[Tensor, "B H N R C M"],
     values: Float[Tensor, "B H N C D"],
     log_decay: Float[Tensor, "B H N C #M"] | None,
     state: SplatState,
     running_mean: bool,
     transform: Transform | None = None,
-) -> tuple[Float[Tensor, "B H N C D"], SplatState]:
+) -> tuple[Float[Tensor, "B H N R C D"], SplatState]:
     """All chunks of a block at once: what each sends on, what each finds, what each token reads."""
     if log_decay is None:
         mass, total, state = running_state(send.sum(3), send.mT @ values, None, state)
-        mass_here = mass[..., None, :] + send.cumsum(3)
-        read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
-        output = _plus((read @ send.mT).tril_() @ values, read, total)
+        read = _means(receive, mass[..., None, :] + send.cumsum(3)) if running_mean else receive
+        output = _plus(in_rows(in_rows(read, send.mT).tril_(), values), read, total)
         if transform is not None:
             heard = _heard(total, transform) + (send * _listened(values, transform)).cumsum(3)
-            output = output + (read * heard) @ transform.say[:, None]
+            output = output + in_rows(read * heard[:, :, :, None], transform.say[:, None])
         return output, state
 
     left = send * log_decay_after(log_decay).exp()  # what is left of a token at the end of its chunk
     mass, total, state = running_state(left.sum(3), left.mT @ values, log_decay.sum(3), state)
     kept = log_decay.cumsum(3).exp()  # what is left, at a token, of the state before its chunk
     mass_here = kept * mass[..., None, :] + decayed_cumsum(send, log_decay)
-    read = receive / mass_here.clamp_min(MIN_MASS) if running_mean else receive
-    output = _plus(decayed_scores(read, send, log_decay) @ values, read * kept, total)
+    read = _means(receive, mass_here) if running_mean else receive
+    scores = decayed_scores(read, send[:, :, :, None], log_decay[:, :, :, None])
+    output = _plus(in_rows(scores, values), read * kept[:, :, :, None], total)
     if transform is not None:
         sent = decayed_cumsum(send * _listened(values, transform), log_decay)
-        output = output + (read * (kept * _heard(total, transform) + sent)) @ transform.say[:, None]
+        heard = kept * _heard(total, transform) + sent
+        output = output + in_rows(read * heard[:, :, :, None], transform.say[:, None])
     return output, state
 
 
+def _means(receive: Float[Tensor, "B H N R C M"], mass: Float[Tensor, "B H N C M"]) -> Float[Tensor, "B H N R C M"]:
+    """The weights that totals are read with so that they are means."""
+    return receive / mass[:, :, :, None].clamp_min(MIN_MASS)
+
+
 def _plus(
-    terms: Float[Tensor, "B H N C D"], read: Float[Tensor, "B H N C M"], total: Float[Tensor, "B H N M D"]
-) -> Float[Tensor, "B H N C D"]:
+    terms: Float[Tensor, "B H N R C D"], read: Float[Tensor, "B H N R C M"], total: Float[Tensor, "B H N M D"]
+) -> Float[Tensor, "B H N R C D"]:
     """terms + read @ total, in the place of the terms."""
-    return terms.flatten(0, 2).baddbmm_(read.flatten(0, 2), total.flatten(0, 2)).view_as(terms)
+    rows = terms.flatten(3, 4).flatten(0, 2)
+    return rows.baddbmm_(read.flatten(3, 4).flatten(0, 2), total.flatten(0, 2)).view_as(terms)
 
 
 def _listened(values: Float[Tensor, "B H N C D"], transform: Transform) -> Float[Tensor, "B H N C M"]:

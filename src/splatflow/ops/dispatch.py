@@ -3,7 +3,8 @@
 A new backend is one module and one row of `BACKENDS`.
 """
 
-# B batch (N documents if packed), T target token, S source token, H head, M splat, P position width, D value width
+# B batch (N documents if packed), T target token, S source token, H head that receives, G head that sends, M splat,
+# P position width, D value width, R numbers of a bias
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import torch
 from . import triton
 from .chunked import chunked
 from .documents import Mix, over_documents, without_padding
+from .heads import with_copies
 from .reach import reach
 from .recurrent import recurrent
 from .reference import reference
@@ -61,30 +63,30 @@ def _within_reach(router: Router, sources: Sources, targets: Targets) -> str | N
 
 
 BACKENDS: dict[str, Backend] = {
-    "reference": Backend(reference, _always),  # dense T x T, the definition
+    "reference": Backend(with_copies(reference), _always),  # dense T x T, the definition
     "recurrent": Backend(recurrent, _always),  # token by token, the decoding step
-    "sparse": Backend(sparse, _few_touched),  # many splats, of which a token touches few
-    "reach": Backend(reach, _within_reach),  # Gaussians that end, and splats that are far from most tokens
+    "sparse": Backend(with_copies(sparse), _few_touched),  # many splats, of which a token touches few
+    "reach": Backend(with_copies(reach), _within_reach),  # Gaussians that end, and splats that are far from most tokens
     "triton": Backend(triton.fused, triton.supports),  # fused kernels, on CUDA
     "chunked": Backend(chunked, _always),  # the portable fast path
 }
 
 
 def splat_attention(
-    send_positions: Float[Tensor, "B S H P"],
+    send_positions: Float[Tensor, "B S G P"],
     receive_positions: Float[Tensor, "B T H P"],
-    values: Float[Tensor, "B S H D"],
+    values: Float[Tensor, "B S G D"],
     splats: Splats | Lattice,
     *,
     causal: bool = True,
     routing: str = "mixture",
     top_p: int | None = None,
-    send_bias: Float[Tensor, "B S H R"] | None = None,
+    send_bias: Float[Tensor, "B S G R"] | None = None,
     receive_bias: Float[Tensor, "B T H R"] | None = None,
-    receive_mixing: Float[Tensor, "H M M"] | None = None,
+    receive_mixing: Float[Tensor, "G M M"] | None = None,
     transform: Transform | None = None,
-    log_decay: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
-    write_gate: Float[Tensor, "B S H"] | Float[Tensor, "B S H M"] | None = None,
+    log_decay: Float[Tensor, "B S G"] | Float[Tensor, "B S G M"] | None = None,
+    write_gate: Float[Tensor, "B S G"] | Float[Tensor, "B S G M"] | None = None,
     padding_mask: Bool[Tensor, "B S"] | None = None,
     state: SplatState | None = None,
     cu_seqlens: Int[Tensor, " N+1"] | None = None,
@@ -96,7 +98,8 @@ def splat_attention(
         total_im = decay(i, 0) total0_m + sum_{j <= i} decay(i, j) send_jm v_j
         y_i = sum_m receive_im total_im / mass_im
 
-    Without a causal mask the sums run over all tokens, and targets may be other tokens than sources. Positions and
+    Without a causal mask the sums run over all tokens, and targets may be other tokens than sources. H receiving heads
+    may share G sending ones, as in grouped-query attention: each H / G in turn read the splats of one. Positions and
     scales share one unit of length, which is the caller's. Inputs may be fp64, fp32, bf16 or fp16; sums are kept in
     fp32 (fp64 for fp64), and the output has the dtype of the values.
 
@@ -104,9 +107,9 @@ def splat_attention(
         send_positions: where each source token lies when it sends.
         receive_positions: where each target token lies when it receives. The same tensor ties the two.
         values: what is sent.
-        splats: `Splats(centers [H, M, P], log_scales [H, M], log_amplitudes [H, M])`; with `log_reaches` [H, M] for
-            the routing "compact". For "lattice" `Lattice(centers [H, 2, K, P / 2], log_scales [H, 2, K],
-            log_amplitudes [H, 2, K])`, which stands for M = K x K splats.
+        splats: `Splats(centers [G, M, P], log_scales [G, M], log_amplitudes [G, M])`; with `log_reaches` [G, M] for
+            the routing "compact". For "lattice" `Lattice(centers [G, 2, K, P / 2], log_scales [G, 2, K],
+            log_amplitudes [G, 2, K])`, which stands for M = K x K splats.
         causal: a target hears itself and what came before; T must equal S.
         routing: "mixture" (softmax over splats, running means), "gaussian" (raw Gaussians, plain sums), "compact"
             (Gaussians that end), "lattice" (very many splats) or "grouped" (many, found in two levels).
@@ -116,7 +119,7 @@ def splat_attention(
             those of the first half first.
         receive_mixing: what splats hand on of each other: with it a token receives from splat n
             sum_m receive_im receive_mixing_mn. Rows that sum to 1 keep means means; they are not checked.
-        transform: `Transform(listen [H, M, D], say [H, M, D])`: splat m says A_m mean_m in place of its mean, with
+        transform: `Transform(listen [G, M, D], say [G, M, D])`: splat m says A_m mean_m in place of its mean, with
             A_m = I + say_m listen_m^T. None: the mean itself.
         log_decay: <= 0, how much all that came before is forgotten when a token arrives, as a natural logarithm, per
             head or per splat. 0 forgets nothing, -inf everything. Causal only.

@@ -123,6 +123,8 @@ def hear_chunks(
     """
     positions, bias = each(slots.put, targets)
     made = make(SplatState(*(part[:, :-1].flatten(0, 1) for part in states)))
-    nothing = positions.new_empty(len(positions), 0, positions.shape[2], made.total.shape[-1])
-    heard, _ = attend(positions[:, :0], positions, nothing, causal=False, receive_bias=bias, state=made)
+    num_heads, width = made.total.shape[1::2]
+    nothing = positions.new_empty(len(positions), 0, num_heads, width)
+    nowhere = positions[:, :0, :num_heads]
+    heard, _ = attend(nowhere, positions, nothing, causal=False, receive_bias=bias, state=made)
     return slots.take(heard)

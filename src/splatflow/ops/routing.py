@@ -18,7 +18,7 @@ import torch
 from .affinity import FARTHEST, compact_affinity, log_affinity, scores
 from .lattice import affinity_of_pairs, lattice_halves
 from .search import best, best_pairs, groups_of
-from .splats import Lattice, Sources, Splats, Targets, inner_dtype
+from .splats import Lattice, Sources, Splats, Targets, each, inner_dtype
 from .transform import Transform
 
 if TYPE_CHECKING:
@@ -162,6 +162,16 @@ class Router(NamedTuple):
     top_p: int | None
     mixing: Float[Tensor, "H M M"] | None = None
     transform: Transform | None = None
+
+    def repeated(self, count: int) -> Router:
+        """So many copies of each head."""
+
+        def copy(part: Tensor) -> Tensor:
+            return part.repeat_interleave(count, 0)
+
+        mixing = None if self.mixing is None else copy(self.mixing)
+        transform = None if self.transform is None else each(copy, self.transform)
+        return self._replace(splats=each(copy, self.splats), mixing=mixing, transform=transform)
 
     def send(self, sources: Sources) -> Float[Tensor, "B S H M"]:
         """How much each token sends to each splat."""

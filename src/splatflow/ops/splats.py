@@ -75,10 +75,10 @@ class Sources(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Tokens that receive."""
+    """Tokens that receive. They may have several times as many heads, of which so many in turn share a sending one."""
 
-    positions: Float[Tensor, "B T H P"]
-    bias: Float[Tensor, "B T H R"] | None
+    positions: Float[Tensor, "B T heads P"]
+    bias: Float[Tensor, "B T heads R"] | None
 
 
 class SplatState(NamedTuple):

@@ -60,21 +60,29 @@ def check_arguments(
     num_splats = splats.num_splats
     if num_splats == 0:
         raise ValueError("splats.centers holds 0 splats a head, expected at least 1")
-    num_targets = receive_positions.shape[1]
+    num_targets, num_receiving = receive_positions.shape[1:3]
     expected = {part: (num_heads, *per_splat, *((width,) if part == "centers" else ())) for part in parts}
     _check_shapes(
         {
             **{f"splats.{part}": (tensor, expected[part]) for part, tensor in parts.items()},
             "send_positions": (send_positions, (batch, num_sources, num_heads, splats.position_dim)),
-            "receive_positions": (receive_positions, (batch, num_targets, num_heads, splats.position_dim)),
+            "receive_positions": (receive_positions, (batch, num_targets, num_receiving, splats.position_dim)),
         }
     )
+    if not num_heads or not num_receiving or num_receiving % num_heads:
+        raise ValueError(
+            f"receive_positions has {num_receiving} heads, values has {num_heads}: expected as many, or a multiple, of "
+            "which so many in turn read the splats of one sending head"
+        )
     check_top_p(top_p, routing, num_splats)
     num_biases = num_splats if routing != "lattice" else 2 * per_splat[1]
-    for name, bias, num_tokens in (("send_bias", send_bias, num_sources), ("receive_bias", receive_bias, num_targets)):
+    for name, bias, tokens in (
+        ("send_bias", send_bias, (num_sources, num_heads)),
+        ("receive_bias", receive_bias, (num_targets, num_receiving)),
+    ):
         if bias is not None:
             _check_floats(values.device, {name: (bias, 4)})
-            _check_shapes({name: (bias, (batch, num_tokens, num_heads, num_biases))})
+            _check_shapes({name: (bias, (batch, *tokens, num_biases))})
     if receive_mixing is not None:
         _check_floats(values.device, {"receive_mixing": (receive_mixing, 3)})
         _check_shapes({"receive_mixing": (receive_mixing, (num_heads, num_splats, num_splats))})

@@ -4,7 +4,7 @@ Tokens come with the `window_size` tokens before them (the window's memory). Tok
 i + window_size of those window_size + T, the last of which is itself.
 """
 
-# B batch, T target token, S source token (window_size + T), H head, P position width, D value width
+# B batch, T target token, S source token (window_size + T), H head, G head of keys, P position width, D value width
 # N block, Q query in a block, K key of a block
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def rotate(vectors: Float[Tensor, "... L H P"], start: int = 0, theta: float = 1
 
 def window_attention(
     queries: Float[Tensor, "B T H P"],
-    keys: Float[Tensor, "B S H P"],
-    values: Float[Tensor, "B S H D"],
+    keys: Float[Tensor, "B S G P"],
+    values: Float[Tensor, "B S G D"],
     real: Bool[Tensor, "B S"],
 ) -> Float[Tensor, "B T H D"]:
     """Softmax attention of T tokens, each over the S - T tokens up to and including itself.
@@ -52,7 +52,7 @@ def window_attention(
     window_size = keys.shape[1] - num_targets
     block_size = max(1, min(num_targets, max(MIN_BLOCK, window_size)))
     if num_targets == 0:
-        return values.new_zeros(values.shape[0], 0, *values.shape[2:])
+        return values.new_zeros(values.shape[0], 0, queries.shape[2], values.shape[3])
     overhang = -num_targets % block_size
 
     query = torch.arange(block_size, device=queries.device)[:, None]
@@ -73,5 +73,6 @@ def window_attention(
         rotate(block_keys).transpose(2, 3).flatten(0, 1),
         block_values.transpose(2, 3).flatten(0, 1),
         attn_mask=mask.flatten(0, 1)[:, None],
+        enable_gqa=keys.shape[2] != queries.shape[2],
     )  # [B N, H, Q, D]
     return output.unflatten(0, mask.shape[:2]).transpose(2, 3).flatten(1, 2)[:, :num_targets]

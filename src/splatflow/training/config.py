@@ -33,6 +33,7 @@ from splatflow.requirements import (
     require_heads,
     require_no_routing,
     require_one_of,
+    share_of_heads,
 )
 from splatflow.training.geometry import GeometryConfig, require_movable
 
@@ -53,6 +54,8 @@ class ModelConfig:
     """Blocks, each of a mixer and an MLP."""
     num_heads: int = 4
     """Heads a block; a divisor of hidden_size."""
+    num_key_value_heads: int | None = None
+    """Heads that send and have splats, a divisor of num_heads, which receive from them in turn; None is num_heads."""
     num_splats: int = 64
     """Splats a head."""
     mixer: str = "splat"
@@ -98,6 +101,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_heads(self.hidden_size, num_heads=self.num_heads)
+        share_of_heads(self.num_heads, self.num_key_value_heads)
         require_at_least(1, num_layers=self.num_layers, num_splats=self.num_splats, lag=self.lag)
         require_at_least(0, window_size=self.window_size, conv_size=self.conv_size, position_bias=self.position_bias)
         if self.intermediate_size is not None:
