@@ -53,7 +53,7 @@ def by_definition(layer, tokens, real=None, token_bias=None):
     real = torch.ones(batch, length, dtype=torch.bool) if real is None else real
     tokens = tokens.masked_fill(~real[..., None], 0.0)
     send_positions, receive_positions, values, _ = layer.projections(tokens)
-    send_bias, receive_bias = biases_of(tokens, layer.routing_bias_proj, H, token_bias)
+    send_bias, receive_bias = biases_of(tokens, layer.routing_bias_proj, H, 1, token_bias)
     gate = write_gate_of(tokens, layer.write_gate_proj, H, per_splat=layer.top_p is None)
     log_decay = log_decay_of(tokens, layer.decay_proj, H, per_splat=layer.decay == "splat")
     mixing = mixing_of(layer.hops, layer.free_splats()) if layer.hops else None
