@@ -1,7 +1,7 @@
 """The kernel that decodes a token of the hybrid: the window moves on, and both memories are heard, in one launch."""
 
-# B batch, W window, G sending head, R receiving heads of each (H = G R), C token of a tile, M splat, P position width,
-# D value width, X any width
+# B batch, W token of the window, G sending head, R receiving heads of each (H = G R), C token of a tile, M splat,
+# P position width, D value width, X any width
 
 import triton
 import triton.language as tl
@@ -56,9 +56,9 @@ def window_step_kernel(
 
     Bytes a head, M = P = D = 64, W = 32, bf16, without decay and gate: the window is read and written, 2 x 2 W (P + D),
     16,384; the state too, 2 x 4 (M D + M), 33,280; with the token's own 640 that is 50,304. Were the window a ring that
-    changes in place, one row of it would be written, which is the floor: 34,432 + 8,192 = 42,560. States are left as
-    they were, and then a ring has to be copied too. A decay or a gate adds 2 x 4 W numbers a head or W M. The splats,
-    4 (M P + 2 M), are read by all sequences alike.
+    changes in place, one row of it would be written, which is the floor: 42,368. But states are left as they were, and
+    then all of a ring is written too. A decay or a gate adds 2 x 4 W to a head, or 2 x 4 W M if each splat has its own.
+    The splats themselves, 4 (M P + 2 M), are read by all sequences alike.
     """
     receiver = tl.program_id(0).to(tl.int64)
     head, batch = receiver % (num_senders * R), receiver // (num_senders * R)
@@ -82,8 +82,8 @@ def window_step_kernel(
     p, d = tl.arange(0, PB), tl.arange(0, DB)
     target = tl.load(receive_positions + receiver * P + p, mask=p < P, other=0.0).to(tl.float32)
     # rotations turn the pairs (p, p + P / 2): what is added to each number of a pair is the other one, one of them less
-    other = tl.where(p < P // 2, p + P // 2, p - P // 2)
-    turned = tl.load(receive_positions + receiver * P + other, mask=p < P, other=0.0).to(tl.float32)
+    partner = tl.where(p < P // 2, p + P // 2, p - P // 2)
+    turned = tl.load(receive_positions + receiver * P + partner, mask=p < P, other=0.0).to(tl.float32)
     turned = tl.where(p < P // 2, -turned, turned)
     sharpness = tl.exp(tl.load(log_scale + head).to(tl.float32)) * P**-0.5
     query, turned = target * sharpness, turned * sharpness
@@ -91,7 +91,7 @@ def window_step_kernel(
     within = tl.arange(0, C)[:, None] * rate[None, :]
     cos_within, sin_within = tl.cos(within), tl.sin(within)
     most = tl.sum(query * place, 0)
-    weight = most * 0.0 + 1.0
+    weight = 1.0
 
     for tile in range(num_tiles):
         rows = tile * C + tl.arange(0, C)
@@ -107,11 +107,10 @@ def window_step_kernel(
         known = tl.load(real_before + at + 1, mask=exist, other=0)
         tl.store(real_after + at, known, mask=exist & (head == 0))
 
-        # the query is turned by its distance from the key: from the tile's first key, and back by the steps within
-        before = rate * (window_size - 1 - tile * C)
-        cos_before, sin_before = tl.cos(before), tl.sin(before)
-        along = query * cos_before + turned * sin_before
-        across = turned * cos_before - query * sin_before
+        # the query is turned by its distance from each key: from the first of the tile, and back by the steps within
+        angle = rate * (window_size - 1 - tile * C)
+        along = query * tl.cos(angle) + turned * tl.sin(angle)
+        across = turned * tl.cos(angle) - query * tl.sin(angle)
         turned_query = along[None, :] * cos_within - across[None, :] * sin_within
         scores = tl.where(exist & (known != 0), tl.sum(key * turned_query, 1), -float("inf"))
         more = tl.maximum(most, tl.max(scores, 0))
