@@ -56,7 +56,7 @@ def window_step(
     given = [[None if part is None else part.contiguous() for part in _with_grains(part)] for part in (tokens, window)]
     before = [part.contiguous() for part in state]
     near, far, mass, total, *parts = operators.window_step(
-        targets.positions.contiguous(), log_scale, splats, *given, *before
+        targets.positions.contiguous(), log_scale.contiguous(), splats, *given, *before
     )
     left = iter(parts)
     after = each_part(lambda part: next(left).view_as(part), window)
