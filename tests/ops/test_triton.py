@@ -10,7 +10,6 @@ import itertools
 import random
 import subprocess
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -23,6 +22,7 @@ from cases import (
     cast,
     make_arguments,
     part_of,
+    poisoned,
     relative_error,
     results,
     unit_of,
@@ -54,22 +54,6 @@ def _small_and_poisoned():
     """Segments of two tiles; and what is not written is NaN."""
     rules = {"TILES": dict.fromkeys(launch.TILES, TILE), "FEWEST_TILES": SEGMENT // TILE}
     with patch.multiple(launch, **rules, PROGRAMS=1000), patch.object(launch_backward, "KEPT_TILES", 2), poisoned():
-        yield
-
-
-@contextmanager
-def poisoned():
-    def filled(function):
-        def poison(*arguments, **options):
-            empty = function(*arguments, **options)
-            return empty.fill_(torch.nan) if empty.is_floating_point() else empty
-
-        return poison
-
-    with (
-        patch.object(torch, "empty_like", filled(torch.empty_like)),
-        patch.object(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty)),
-    ):
         yield
 
 

@@ -27,8 +27,10 @@ from triton.runtime.jit import JITFunction
 
 import splatflow.ops.triton.launch as launch
 import splatflow.ops.triton.launch_backward as launch_backward
+from splatflow.ops import Splats
+from splatflow.ops.window_state import WindowState, each_part
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
 
 
 def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **options):
@@ -61,6 +63,12 @@ def compile_all(size, dtype, grain, tied, num_segments):
     launch.mix(place, receive, value, splats, factor, factor, before, whole)
     launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
     launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
+    window = WindowState(place, value, place[..., 0, 0] > 0, factor, factor, None)
+    token = each_part(lambda part: part[:, :1], window)
+    raw = Splats(many.to(dtype), one.to(dtype), one.to(dtype))
+    of_groups = torch.empty(batch, 1, 3 * num_heads, size, dtype=dtype)
+    launch.window_step(of_groups, torch.empty(3 * num_heads), raw, token, window, mass, total)
+    launch.window_step(target[:, :1], one[:, 0], raw, token, token, mass, total)
     if grain is None:
         launch.hand_out(target, splats, total, dtype)
         launch_backward.weighing_backward(place, value, splats, factor, mass, total, sends=True)
@@ -71,7 +79,7 @@ compile_all(CASE)
 """
 
 FAST_MEMORY = 227 * 1024  # bytes that a program can have on Hopper
-EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_kernel"}
+EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_kernel", "window_step_kernel"}
 
 
 @pytest.mark.parametrize(

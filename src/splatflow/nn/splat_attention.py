@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from splatflow.ops import ROUTINGS, SplatState, Transform, splat_attention
+from splatflow.ops.hybrid import hear_splats, hybrid_attention
 from splatflow.ops.lagged import LaggedState
 from splatflow.ops.splats import Targets
+from splatflow.ops.window_state import WindowState, empty_window
 from splatflow.requirements import (
     require_even_positions,
     require_heads,
@@ -34,7 +36,6 @@ from .factors import (
 from .splat_set import SplatSet
 from .super_splats import SuperSplats, mixing_of, require_hops
 from .transforms import ContentMLP, ContentTransform, hear_lagged, in_two_phases, require_transform
-from .window_state import WindowState, hear_window, slide
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -222,38 +223,33 @@ class SplatAttention(SplatSet):
         send_bias, receive_bias = biases_of(hidden_states, bias_proj, heads, receivers, token_bias)
         log_decay = log_decay_of(hidden_states, self.decay_proj, heads, per_splat=self.decay == "splat")
         write_gate = write_gate_of(hidden_states, self.write_gate_proj, heads, per_splat=self.top_p is None)
-        leaving = WindowState(send_positions, values, real, log_decay, write_gate, send_bias)
+        tokens = WindowState(send_positions, values, real, log_decay, write_gate, send_bias)
+        targets = Targets(receive_positions, receive_bias)
 
-        near, window = None, None
+        how: dict[str, Any] = {
+            "routing": self.routing,
+            "top_p": self.top_p,
+            "receive_mixing": mixing_of(self.hops, self.free_splats()) if self.hops else None,
+            "transform": None if self.listen is None or self.say is None else Transform(self.listen, self.say),
+        }
+        attend = partial(splat_attention, splats=self.splats, **how)
+        near, window, leaving = None, None, tokens
         if self.window_log_scale is not None:
-            reach, leaving, window = slide(state.window, leaving, self.window_size)
-            near = hear_window(receive_positions, reach, self.window_log_scale)
-        attend = partial(
-            splat_attention,
-            splats=self.splats,
-            routing=self.routing,
-            top_p=self.top_p,
-            receive_mixing=mixing_of(self.hops, self.free_splats()) if self.hops else None,
-            transform=None if self.listen is None or self.say is None else Transform(self.listen, self.say),
-        )
-        whole_text = self.content_mlp if self.lag is None else None
-        far, splats = (attend if whole_text is None else in_two_phases(attend, whole_text))(
-            leaving.send_positions,
-            receive_positions,
-            leaving.values,
-            causal=self.causal,
-            send_bias=leaving.send_bias,
-            receive_bias=receive_bias,
-            log_decay=leaving.log_decay,
-            write_gate=leaving.write_gate,
-            padding_mask=None if attention_mask is None and window is None else leaving.real,
-            state=state.splats,
-        )
+            earlier = state.window or empty_window(tokens, self.window_size)
+            memories = self.splats, earlier, state.splats
+            near, far, window, splats, leaving = hybrid_attention(
+                targets, tokens, self.window_log_scale, *memories, **how
+            )
+        else:
+            whole_text = self.content_mlp if self.lag is None else None
+            mix = attend if whole_text is None else in_two_phases(attend, whole_text)
+            padded = attention_mask is not None
+            far, splats = hear_splats(mix, targets, tokens, state.splats, causal=self.causal, padded=padded)
         lagged = None
         if self.content_mlp is not None and self.lag is not None:
-            tokens = leaving, Targets(receive_positions, receive_bias), real | leaving.real
             states = state.splats, splats, state.lagged
-            added, lagged = hear_lagged(attend, self.content_mlp, self.lag, *tokens, *states)
+            exists = real | leaving.real
+            added, lagged = hear_lagged(attend, self.content_mlp, self.lag, leaving, targets, exists, *states)
             far = far + added.to(far.dtype)
         heard = self._combine(near, far, hidden_states)
         if self.value_skip is not None:

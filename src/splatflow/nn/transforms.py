@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from splatflow.ops import SplatState
 from splatflow.ops.lagged import Attend, LaggedState, hear_chunks, slots_of, states_after_chunks
 from splatflow.ops.splats import Targets, each
+from splatflow.ops.window_state import WindowState, sources_of
 from splatflow.requirements import require_one_of
 
 from .blocks import SwiGLU
-from .window_state import WindowState, sources_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

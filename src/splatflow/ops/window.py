@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+THETA = 10000.0  # pairs of numbers turn at rates from 1 to nearly 1 / THETA a token
 MIN_BLOCK = 32  # queries worked on together; fewer make the matrix products too small to be quick
 
 
-def rotate(vectors: Float[Tensor, "... L H P"], start: int = 0, theta: float = 10000.0) -> Float[Tensor, "... L H P"]:
+def rotate(vectors: Float[Tensor, "... L H P"], start: int = 0, theta: float = THETA) -> Float[Tensor, "... L H P"]:
     """Rotary position embedding: turns each pair of components by the token's index, counted from `start`.
 
     The scalar product of two rotated vectors depends on the difference of their indices alone. Source: Su et al. 2021.

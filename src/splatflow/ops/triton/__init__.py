@@ -8,12 +8,13 @@ They run on CUDA, and with TRITON_INTERPRET=1, set before Triton is imported, sl
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..routing import ROUTINGS, Router
 from ..splats import Sources, SplatState, Targets
+from ..window_state import WindowState
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # how many splats, and how wide positions and values may be: what is wider does not fit into a processor's fast memory
 WIDEST = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 64}
+WIDEST_OF_STEPS = dict.fromkeys(WIDEST, 128)  # one token is multiplied number by number, in fp32 whatever it is
 
 
 def fused(
@@ -35,6 +37,62 @@ def fused(
 def supports(router: Router, sources: Sources, targets: Targets) -> str | None:
     """None, or why not."""
     return _not_built(router, sources, targets) or _too_large(router, sources, targets) or _nowhere_to_run(sources)
+
+
+def window_step(
+    router: Router,
+    targets: Targets,
+    tokens: WindowState,
+    log_scale: Float[Tensor, " H"],
+    window: WindowState,
+    state: SplatState,
+) -> tuple[Float[Tensor, "B 1 H D"], Float[Tensor, "B 1 H D"], WindowState, SplatState]:
+    """Near and far output of one token, and both memories after it, by one kernel."""
+    from .fused import window_step as by_kernel
+
+    return by_kernel(router, targets, tokens, log_scale, window, state)
+
+
+def supports_step(
+    router: Router,
+    targets: Targets,
+    tokens: WindowState,
+    log_scale: Float[Tensor, " H"],
+    window: WindowState,
+    state: SplatState,
+) -> str | None:
+    """None, or why `window_step` cannot do this."""
+    sources = Sources(tokens.send_positions, tokens.values, tokens.send_bias, tokens.log_decay, tokens.write_gate)
+    return (
+        _not_built(router, sources, targets)
+        or _no_step(router, targets, tokens, log_scale, window, state)
+        or _too_large(router, sources, targets, WIDEST_OF_STEPS)
+        or _nowhere_to_run(sources)
+    )
+
+
+def _no_step(router: Router, targets: Targets, tokens: WindowState, *given: Any) -> str | None:
+    log_scale, window, state = given
+    batch, num_tokens, num_senders, position_dim = tokens.send_positions.shape
+    num_receivers = targets.positions.shape[2]
+    if not batch or num_tokens != 1:
+        return f"it takes one token of each sequence, and there are {batch} sequences of {num_tokens}"
+    if position_dim % 2:
+        return f"it turns pairs of numbers, and the width of positions is {position_dim}"
+    if num_receivers % num_senders:
+        return f"as many heads receive from each that sends, and {num_receivers} do from {num_senders}"
+    for name, new, old in zip(window._fields, tokens, window, strict=True):
+        if new is not None and new.dtype != old.dtype:
+            return f"{name} is {old.dtype} in the window and {new.dtype} of the token"
+    if any(part.dtype != torch.float32 for part in state):
+        return f"state is {[str(part.dtype) for part in state]}, expected torch.float32"
+    if wants_gradient(*targets, *tokens, log_scale, *window, *state, *router.splats):
+        return "it has no gradient, and one is wanted"
+    return None
+
+
+def wants_gradient(*parts: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
 
 
 def _not_built(router: Router, sources: Sources, targets: Targets) -> str | None:
@@ -54,16 +112,16 @@ def _not_built(router: Router, sources: Sources, targets: Targets) -> str | None
     return None
 
 
-def _too_large(router: Router, sources: Sources, targets: Targets) -> str | None:
+def _too_large(router: Router, sources: Sources, targets: Targets, most: dict[torch.dtype, int] = WIDEST) -> str | None:
     tokens = {
         "send_positions": sources.positions,
         "receive_positions": targets.positions,
         "values": sources.values,
     }
     for name, part in tokens.items():
-        if part.dtype not in WIDEST:
-            return f"{name} is {part.dtype}, expected one of {[str(dtype) for dtype in WIDEST]}"
-    widest = min([WIDEST[part.dtype] for part in tokens.values()])
+        if part.dtype not in most:
+            return f"{name} is {part.dtype}, expected one of {[str(dtype) for dtype in most]}"
+    widest = min([most[part.dtype] for part in tokens.values()])
     sizes = {
         "the number of splats": router.splats.num_splats,
         "the width of positions": sources.positions.shape[-1],

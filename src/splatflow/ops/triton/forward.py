@@ -15,6 +15,7 @@ from .tiles import (
     fading_pairs,
     fading_pairs_of_splats,
     fine_product,
+    heard_of,
     kernel,
     known,
     load_fading,
@@ -26,6 +27,8 @@ from .tiles import (
     shares,
     store_rows,
     store_state,
+    weights_of,
+    written,
 )
 
 
@@ -236,28 +239,14 @@ def step_kernel(
         scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
     )
     mass, total = load_state(mass_before, total_before, sequence, M, D, MB, DB, False)
-    m, p, d = tl.arange(0, MB), tl.arange(0, PB), tl.arange(0, DB)
+    p, d = tl.arange(0, PB), tl.arange(0, DB)
     token = sequence.to(tl.int64)
     place = tl.load(send_positions + token * P + p, mask=p < P, other=0.0).to(tl.float32)
     target = tl.load(receive_positions + token * P + p, mask=p < P, other=0.0).to(tl.float32)
     value = tl.load(values + token * D + d, mask=d < D, other=0.0).to(tl.float32)
-    send = shares(tl.sum(centers * place[None, :], 1), tl.sum(place * place, 0), precision, half_norm, log_amplitude, 0)
-    receive = shares(
-        tl.sum(centers * target[None, :], 1), tl.sum(target * target, 0), precision, half_norm, log_amplitude, 0
-    )
-    if GATE == "head":
-        send *= tl.load(write_gate + token)
-    elif GATE == "splat":
-        send *= tl.load(write_gate + token * M + m, mask=m < M, other=0.0)
-    if DECAY == "head":
-        kept = tl.exp(tl.load(log_decay + token))
-        mass, total = mass * kept, total * kept
-    elif DECAY == "splat":
-        kept = tl.exp(tl.load(log_decay + token * M + m, mask=m < M, other=0.0))
-        mass, total = mass * kept, total * kept[:, None]
-    mass += send
-    total += send[:, None] * value[None, :]
-    read = receive / tl.maximum(mass, MIN_MASS)
-    heard = tl.sum(read[:, None] * total, 0)
+    send = weights_of(place, centers, precision, half_norm, log_amplitude)
+    receive = weights_of(target, centers, precision, half_norm, log_amplitude)
+    mass, total = written(mass, total, send, value, log_decay, write_gate, token, True, M, MB, DECAY, GATE)
+    heard = heard_of(mass, total, receive)
     tl.store(output + token * D + d, narrow(heard, output.dtype.element_ty), mask=d < D)
     store_state(mass_after, total_after, sequence, mass, total, True, M, D, MB, DB, False)

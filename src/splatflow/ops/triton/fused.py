@@ -14,7 +14,8 @@ import torch
 
 from ..routing import Router
 from ..splats import Sources, Splats, SplatState, Targets, each
-from . import operators
+from ..window_state import WindowState, each_part
+from . import operators, wants_gradient
 from .launch import SplatTensors
 
 if TYPE_CHECKING:
@@ -42,6 +43,31 @@ def fused(
     return operators.hand_out(targets.positions, contents.contiguous(), [*splats], values.dtype), state
 
 
+def window_step(
+    router: Router,
+    targets: Targets,
+    tokens: WindowState,
+    log_scale: Float[Tensor, " H"],
+    window: WindowState,
+    state: SplatState,
+) -> tuple[Float[Tensor, "B 1 H D"], Float[Tensor, "B 1 H D"], WindowState, SplatState]:
+    """Near and far output of one token, and both memories after it. What is not contiguous is copied first."""
+    splats = [part.contiguous() for part in router.splats[:3]]
+    given = [[None if part is None else part.contiguous() for part in _with_grains(part)] for part in (tokens, window)]
+    before = [part.contiguous() for part in state]
+    near, far, mass, total, *parts = operators.window_step(
+        targets.positions.contiguous(), log_scale.contiguous(), splats, *given, *before
+    )
+    left = iter(parts)
+    after = each_part(lambda part: next(left).view_as(part), window)
+    return near, far, after, SplatState(mass, total)
+
+
+def _with_grains(tokens: WindowState) -> WindowState:
+    """A decay and a gate a head as [B, W, H, 1]."""
+    return each_part(lambda part: part[..., None] if part.ndim == 3 else part, tokens)
+
+
 def _causal(
     sources: Sources, receive_positions: Float[Tensor, "B T H P"] | None, splats: SplatTensors, state: SplatState
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
@@ -49,7 +75,7 @@ def _causal(
     if not values.numel():
         return torch.empty_like(values), state
     before = [part.contiguous() for part in state]
-    if values.shape[1] == 1 and not _wants_gradient(*sources, receive_positions, *splats, *before):
+    if values.shape[1] == 1 and not wants_gradient(*sources, receive_positions, *splats, *before):
         target = send_positions if receive_positions is None else receive_positions
         output, *after = operators.step(send_positions, target, values, [*splats], log_decay, write_gate, *before)
     else:
@@ -57,10 +83,6 @@ def _causal(
             send_positions, receive_positions, values, [*splats], log_decay, write_gate, *before
         )[:3]
     return output, SplatState(*after)
-
-
-def _wants_gradient(*parts: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
 
 
 def for_kernels(splats: Splats) -> SplatTensors:

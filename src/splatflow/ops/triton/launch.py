@@ -10,13 +10,17 @@ import torch
 import triton
 from torch import Tensor
 
+from ..splats import Splats
+from ..window_state import WindowState, each_part
 from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
+from .steps import window_step_kernel
 
 PROGRAMS = 264  # wanted, and not more: two for each of the 132 processors of a Hopper GPU
 FEWEST_TILES = 32  # of a segment, so that its state is few bytes beside its tokens
 WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
 # tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat each of its pairs has M factors
 TILES = {"none": 32, "head": 32, "splat": 16}
+WINDOW_TILE = 32  # tokens of the window that a step hears at a time
 # how numbers are multiplied: fp16 as tf32, which has its digits and the range that a weight over a mass needs; fp32 as
 # the sum of three products of tf32, which is exact to about 2^-22
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "tf32x3"}
@@ -68,16 +72,16 @@ def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay
     return Cut(tile, num_tiles, math.ceil(tiles / num_tiles))
 
 
-def sizes(splats: SplatTensors, width: int) -> dict[str, Any]:
-    """M, P and D, and what they are padded to."""
-    _, num_splats, position_dim = splats.scaled.shape
+def sizes(centers: Tensor, width: int) -> dict[str, Any]:
+    """M, P and D of centers [H, M, P], and what they are padded to."""
+    _, num_splats, position_dim = centers.shape
     plain = {"M": num_splats, "P": position_dim, "D": width}
     return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}}
 
 
-def warps(splats: SplatTensors, width: int, *, heavy: bool) -> int:
+def warps(centers: Tensor, width: int, *, heavy: bool) -> int:
     """Heavy is a kernel that has states of the past and the future, or all pairs of a tile for each splat."""
-    return 8 if heavy or max(*splats.scaled.shape[1:], width) > WIDE else 4
+    return 8 if heavy or max(*centers.shape[1:], width) > WIDE else 4
 
 
 def collect(
@@ -97,12 +101,12 @@ def collect(
     collect_kernel[(mass.shape[0] * num_walked,)](
         *(positions, values, *splats, log_decay, write_gate, mass, total, decay),
         *(num_tokens, num_heads, whole.num_segments, num_walked, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats.scaled, width),
         C=whole.tile,
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         PRECISION=precision_of(positions, values),
-        num_warps=warps(splats, width, heavy=False),
+        num_warps=warps(splats.scaled, width, heavy=False),
         num_stages=2,
     )
     return mass, total, decay
@@ -161,13 +165,13 @@ def mix(
     mix_kernel[(batch * num_heads * whole.num_segments,)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate, *before, output, mass, total),
         *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats.scaled, width),
         C=whole.tile,
         TIED=receive_positions is None,
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         PRECISION=precision_of(send_positions, receive_positions, values),
-        num_warps=warps(splats, width, heavy=grain(log_decay) == "splat"),
+        num_warps=warps(splats.scaled, width, heavy=grain(log_decay) == "splat"),
         num_stages=2,
     )
     return output, mass, total
@@ -182,10 +186,10 @@ def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: t
     hand_out_kernel[(batch * num_heads * whole.num_segments,)](
         *(positions, *splats, contents, output),
         *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats.scaled, width),
         C=whole.tile,
         PRECISION=precision_of(positions, output),
-        num_warps=warps(splats, width, heavy=False),
+        num_warps=warps(splats.scaled, width, heavy=False),
         num_stages=2,
     )
     return output
@@ -207,9 +211,41 @@ def step(
     step_kernel[(batch * num_heads,)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate),
         *(mass, total, output, mass_after, total_after, num_heads),
-        **sizes(splats, width),
+        **sizes(splats.scaled, width),
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
-        num_warps=warps(splats, width, heavy=False),
+        num_warps=warps(splats.scaled, width, heavy=False),
     )
     return output, mass_after, total_after
+
+
+def window_step(
+    receive_positions: Tensor,
+    log_scale: Tensor,
+    splats: Splats,
+    tokens: WindowState,
+    window: WindowState,
+    mass: Tensor,
+    total: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, WindowState]:
+    """Near and far output of one token a sequence [B, 1, H, D], mass and total after it, and the window after it.
+
+    Receiving heads H may be R times the heads that send. A decay or gate is [B, W, H, G], and there is no bias.
+    """
+    batch, window_size, num_senders, width = window.values.shape
+    num_receivers = receive_positions.shape[2]
+    near = tokens.values.new_empty(batch, 1, num_receivers, width)
+    far, mass_after, total_after = torch.empty_like(near), torch.empty_like(mass), torch.empty_like(total)
+    after = each_part(torch.empty_like, window)
+    window_step_kernel[(batch * num_receivers,)](
+        *(tokens.send_positions, receive_positions, *tokens[1:5], *window[:5]),
+        *(*splats[:3], log_scale, mass, total, near, far, mass_after, total_after, *after[:5]),
+        *(window_size, num_senders, math.ceil((window_size - 1) / WINDOW_TILE)),
+        **sizes(splats.centers, width),
+        C=WINDOW_TILE,
+        R=num_receivers // num_senders,
+        DECAY=grain(window.log_decay),
+        GATE=grain(window.write_gate),
+        num_warps=warps(splats.centers, width, heavy=False),
+    )
+    return near, far, mass_after, total_after, after

@@ -43,7 +43,7 @@ def mix_backward(
     output_gradient, mass_after, total_after = after
     tied, alone = receive_positions is None, whole.num_segments == 1
     tokens = (send_positions, receive_positions, values, output_gradient, *splats, log_decay, write_gate)
-    shape = {**sizes(splats, width), "C": whole.tile, "EVERY": KEPT_TILES, "TIED": tied}
+    shape = {**sizes(splats.scaled, width), "C": whole.tile, "EVERY": KEPT_TILES, "TIED": tied}
     shape |= {"DECAY": grain(log_decay), "GATE": grain(write_gate), "PRECISION": precision_of(*tokens[:3])}
     num_programs = batch * num_heads * whole.num_segments
 
@@ -63,7 +63,7 @@ def mix_backward(
         *(num_tokens, num_heads, whole.num_segments, num_kept, whole.num_tiles),
         **shape,
         ALONE=alone,
-        num_warps=warps(splats, width, heavy=grain(log_decay) == "splat"),
+        num_warps=warps(splats.scaled, width, heavy=grain(log_decay) == "splat"),
         num_stages=2,
     )
     if mass is not None and total is not None and decay is not None:
@@ -87,7 +87,7 @@ def mix_backward(
         *(*gradients[:5], *partial, *gradients[6:]),
         *(num_tokens, num_heads, whole.num_segments, num_kept, whole.num_tiles),
         **shape,
-        num_warps=warps(splats, width, heavy=True),
+        num_warps=warps(splats.scaled, width, heavy=True),
         num_stages=1,  # its loop holds another one, so nothing is loaded ahead
     )
     return gradients._replace(splats=summed(partial, batch, num_heads))
@@ -113,12 +113,12 @@ def weighing_backward(
     weighing_backward_kernel[(num_programs,)](
         *(positions, vectors, *splats, write_gate, offsets, contents, d_positions, d_vectors, d_gate, *partial),
         *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats.scaled, width),
         C=whole.tile,
         GATE=grain(write_gate),
         SENDS=sends,
         PRECISION=precision_of(positions, vectors),
-        num_warps=warps(splats, width, heavy=False),
+        num_warps=warps(splats.scaled, width, heavy=False),
         num_stages=2,
     )
     return d_positions, d_vectors, d_gate, summed(partial, batch, num_heads)

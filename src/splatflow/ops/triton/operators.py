@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..splats import Splats
+from ..window_state import WindowState
 from . import launch, launch_backward
 from .launch import SplatTensors
 
@@ -28,7 +30,7 @@ def empty_state(values: Tensor, num_splats: int) -> tuple[Tensor, Tensor]:
 
 
 def like(*parts: Tensor | None) -> list[Tensor]:
-    """Gradients of those that are given, without numbers."""
+    """Tensors as those that are given, without numbers: their gradients."""
     return [torch.empty_like(part) for part in parts if part is not None]
 
 
@@ -235,3 +237,37 @@ def _(
     send: Tensor, receive: Tensor, values: Tensor, splats: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(values), *empty_state(values, splats[0].shape[1])
+
+
+@torch.library.custom_op("splatflow::window_step", mutates_args=())
+def window_step(
+    receive_positions: Tensor,
+    log_scale: Tensor,
+    splats: Sequence[Tensor],
+    tokens: Sequence[Tensor | None],
+    window: Sequence[Tensor | None],
+    mass: Tensor,
+    total: Tensor,
+) -> list[Tensor]:
+    """One token of the hybrid, without a gradient: near and far output, mass, total, and what there is of the window.
+
+    `splats` are the first parts of `Splats`, `tokens` and `window` all parts of a `WindowState`.
+    """
+    given = Splats(*splats), WindowState._make(tokens), WindowState._make(window)
+    *found, after = launch.window_step(receive_positions, log_scale, *given, mass, total)
+    return [*found, *(part for part in after if part is not None)]
+
+
+@window_step.register_fake
+def _(
+    receive: Tensor,
+    log_scale: Tensor,
+    splats: Sequence[Tensor],
+    tokens: Sequence[Tensor | None],
+    window: Sequence[Tensor | None],
+    mass: Tensor,
+    total: Tensor,
+) -> list[Tensor]:
+    values = WindowState._make(tokens).values
+    near, far = (values.new_empty(*receive.shape[:3], values.shape[-1]) for _ in range(2))
+    return [near, far, *like(mass, total, *window)]

@@ -7,15 +7,18 @@ token sends nothing.
 # C token of a tile (i receives, j sends), M splat, P position width, D value width, X any width, G number of decays or
 # gates a token: 1 (per head) or M (per splat)
 
+import math
+
 import triton
 import triton.language as tl
 
-from .. import affinity, splats
+from .. import affinity, splats, window
 
 IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 INTERPRETED = tl.constexpr(IS_INTERPRETED)
 FARTHEST = tl.constexpr(affinity.FARTHEST)
 MIN_MASS = tl.constexpr(splats.MIN_MASS)
+LOG2_THETA = tl.constexpr(math.log2(window.THETA))
 
 
 def kernel(function):
@@ -88,6 +91,40 @@ def shares(crossed, squared_norm, precision, half_norm, log_amplitude, AXIS: tl.
 
 
 @triton.jit
+def weights_of(place, centers, precision, half_norm, log_amplitude):
+    """How much one token [P] sends to each splat, or receives from it, [M]."""
+    return shares(tl.sum(centers * place[None, :], 1), tl.sum(place * place, 0), precision, half_norm, log_amplitude, 0)
+
+
+@triton.jit
+def written(
+    mass, total, send, value, log_decay, write_gate, row, real,
+    M: tl.constexpr, MB: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """Mass and total after one more token, whose decay and gate are row `row` of all; the same if it is not real."""
+    m = tl.arange(0, MB)
+    if GATE == "head":
+        send *= tl.load(write_gate + row)
+    elif GATE == "splat":
+        send *= tl.load(write_gate + row * M + m, mask=m < M, other=0.0)
+    if DECAY == "head":
+        kept = tl.exp(tl.where(real, tl.load(log_decay + row), 0.0))
+        mass, total = mass * kept, total * kept
+    elif DECAY == "splat":
+        kept = tl.exp(tl.load(log_decay + row * M + m, mask=(m < M) & real, other=0.0))
+        mass, total = mass * kept, total * kept[:, None]
+    send = tl.where(real, send, 0.0)
+    return mass + send, total + send[:, None] * value[None, :]
+
+
+@triton.jit
+def heard_of(mass, total, receive):
+    """What a token that receives so hears of the means, [D]."""
+    read = receive / tl.maximum(mass, MIN_MASS)
+    return tl.sum(read[:, None] * total, 0)
+
+
+@triton.jit
 def load_rows(pointer, row, real, num_heads, X: tl.constexpr, XB: tl.constexpr, C: tl.constexpr):
     """[C, XB]: `X` numbers of each token of a tile whose first token and head is row `row` of all; 0 if not real."""
     token, x = tl.arange(0, C)[:, None], tl.arange(0, XB)[None, :]
@@ -117,6 +154,22 @@ def load_splats(
         tl.load(half_norm + at, mask=m < M, other=0.0),
         tl.load(log_amplitude + at, mask=m < M, other=-float("inf")),
     )
+
+
+@triton.jit
+def make_splats(
+    centers, log_scales, log_amplitudes, head,
+    M: tl.constexpr, P: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr,
+):  # fmt: skip
+    """What `load_splats` gives, made of the splats themselves."""
+    m, p = tl.arange(0, MB), tl.arange(0, PB)
+    at = head * M + m
+    inside = (m < M)[:, None] & (p < P)[None, :]
+    center = tl.load(centers + at[:, None] * P + p[None, :], mask=inside, other=0.0).to(tl.float32)
+    precision = tl.exp(-2.0 * tl.load(log_scales + at, mask=m < M, other=0.0).to(tl.float32))
+    half_norm = 0.5 * precision * tl.sum(center * center, 1)
+    log_amplitude = tl.load(log_amplitudes + at, mask=m < M, other=-float("inf")).to(tl.float32)
+    return center * precision[:, None], precision, half_norm, log_amplitude
 
 
 @triton.jit

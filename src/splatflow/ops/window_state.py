@@ -1,6 +1,6 @@
 """What the exact near memory of a layer keeps of its tokens."""
 
-# B batch, W window_size, H head (G if fewer send), M splat, P position width, D value width, R a bias
+# B batch, T token, W window_size, H head, G head that sends, M splat, P position width, D value width, R a bias
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from splatflow.ops.documents import without_padding
-from splatflow.ops.splats import Sources, inner_dtype, per_splat
-from splatflow.ops.window import window_attention
+from .documents import without_padding
+from .splats import Sources, inner_dtype, per_splat
+from .window import window_attention
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class WindowState(NamedTuple):
     """The tokens that are still in the window, with all that the splats will want of them when they leave it."""
 
-    send_positions: Float[Tensor, "B W H P"]
-    values: Float[Tensor, "B W H D"]
+    send_positions: Float[Tensor, "B W G P"]
+    values: Float[Tensor, "B W G D"]
     real: Bool[Tensor, "B W"]
-    log_decay: Float[Tensor, "B W H *M"] | None
-    write_gate: Float[Tensor, "B W H *M"] | None
-    send_bias: Float[Tensor, "B W H R"] | None
+    log_decay: Float[Tensor, "B W G *M"] | None
+    write_gate: Float[Tensor, "B W G *M"] | None
+    send_bias: Float[Tensor, "B W G R"] | None
 
 
 def each_part(function: Callable[..., Tensor], *states: WindowState) -> WindowState:
@@ -40,11 +40,8 @@ def empty_window(tokens: WindowState, window_size: int) -> WindowState:
     return each_part(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)
 
 
-def slide(
-    earlier: WindowState | None, tokens: WindowState, window_size: int
-) -> tuple[WindowState, WindowState, WindowState]:
+def slide(earlier: WindowState, tokens: WindowState) -> tuple[WindowState, WindowState, WindowState]:
     """All W + T tokens in reach of T new ones, those T of them that leave the window, and the W that are then in it."""
-    earlier = earlier or empty_window(tokens, window_size)
     reach = each_part(lambda old, new: torch.cat([old, new], 1), earlier, tokens)
     length = tokens.values.shape[1]
     leaving = each_part(lambda part: part[:, :length], reach)
