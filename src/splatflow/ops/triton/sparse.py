@@ -90,7 +90,8 @@ def run(
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`run` of `ops/scan.py`, for a clock that runs as the scan does: all events at once, in the table itself."""
-    rows, read_at = rows.contiguous(), read_at.contiguous()
+    # places too: what is made of others in order, be it a sort, lies in memory as they do
+    rows, write_at, read_at = rows.contiguous(), write_at.contiguous(), read_at.contiguous()
     order = in_order(write_at.flip(1) if backwards else write_at)
     last = last_before(read_at.flip(1) if backwards else read_at, order.sorted_at, order.by, per_token)
     by = order.by
