@@ -293,24 +293,24 @@ def test_the_cases_meet_everything():
 @pytest.mark.parametrize("worst", [torch.nan, torch.inf, torch.finfo(torch.float32).max])
 @pytest.mark.parametrize("past", [1, SEGMENT + 3])
 def test_the_future_changes_no_bit_of_the_past(kinds, worst, past):
-    arguments = make(T=2 * SEGMENT + 7, state=True, **kinds)
+    arguments = make(T=2 * SEGMENT + 3, H=1, state=True, **kinds)
     changed = {name: part.clone() for name, part in arguments.items()}
     for name in changed.keys() & set(PER_TOKEN):
-        known = {"log_decay": -torch.inf, "write_gate": 0.5} if math.isfinite(worst) else {"log_decay": -torch.inf}
-        changed[name][:, past:] = known.get(name, worst)
+        bounded = {} if math.isnan(worst) else {"log_decay": -torch.inf, "write_gate": 0.5}
+        changed[name][:, past:] = bounded.get(name, worst)
     with by_kernels():
-        before, after = (attend(given, top_p=3, **ROUTE)[0][:, :past] for given in (arguments, changed))
+        before, after = (attend(given, top_p=2, **ROUTE)[0][:, :past] for given in (arguments, changed))
     assert before.isfinite().all()
     assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("kinds", [{"gate": "head"}, {"decay": "head"}], ids=str)
 def test_any_split_equals_one_pass(kinds):
-    arguments = make(T=29, state=True, **kinds)
-    options = {"top_p": 3, **ROUTE}
+    arguments = make(T=21, H=1, state=True, **kinds)
+    options = {"top_p": 2, **ROUTE}
     expected, expected_state = attend(cast(arguments, torch.float64), **{**options, "backend": "reference"})
     outputs = []
-    for start, stop in itertools.pairwise((0, 1, 2, 12, 29)):
+    for start, stop in itertools.pairwise((0, 1, 2, 12, 21)):
         with by_kernels():
             output, state = attend(part_of(arguments, slice(start, stop)), **options)
         outputs.append(output)
