@@ -14,7 +14,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from splatflow.ops.triton import launch
+from splatflow.ops.triton import launch, launch_sparse
 
 # What would be launched is compiled instead, as a launch would have it: 1 and None are constants, pointers are aligned.
 COMPILE_ONLY = """
@@ -109,7 +109,7 @@ def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
 
 
 def test_the_rules_by_which_sequences_are_cut():
-    assert doctest.testmod(launch).failed == 0
+    assert doctest.testmod(launch).failed == doctest.testmod(launch_sparse).failed == 0
     for num_tokens, num_sequences in itertools.product((1, 31, 32, 33, 1023, 1025, 100_003), (1, 7, 131, 263, 1000)):
         for decay in launch.TILES:
             tile, num_tiles, num_segments = launch.cut(num_tokens, num_sequences, (7, 65, 3), decay)
