@@ -26,7 +26,7 @@ def best_pairs(
     num_points, half = factors.shape[2], position_dim // 2
     points = padded(num_points)
     tile = max(16, min(64, SCORES // points))
-    best_pairs_kernel[(triton.cdiv(num_tokens, tile), batch * num_heads)](
+    best_pairs_kernel[(batch * num_heads * triton.cdiv(num_tokens, tile),)](
         *(positions, factors, bias, in_first, in_second, num_tokens, num_heads),
         P=half,
         K=num_points,
@@ -55,7 +55,7 @@ def running_sums(rows: Tensor, by: Tensor, rank: Tensor, starts: Tensor, times: 
     """At each place in the order the sum so far, [N, E, X]. Segments begin at `starts` [N, Q + 1]."""
     heads, num_events, width = rows.shape
     num_segments = starts.shape[1] - 1
-    grid = (num_segments, heads, triton.cdiv(width, COLUMNS))
+    grid = (heads * num_segments, triton.cdiv(width, COLUMNS))
     shape = {"C": TILE, "LENGTH": SEGMENT, "XB": COLUMNS, "FADES": times is not None}
     shape["num_warps"] = 1 if times is None else 4
     sizes = (num_events, num_segments, width)
@@ -80,7 +80,7 @@ def look_up(
     """What each reading event finds, [N, E, X]."""
     heads, num_events, width = sums.shape
     found = torch.empty_like(sums)
-    look_up_kernel[(triton.cdiv(num_events, LOOKED_UP), heads, triton.cdiv(width, COLUMNS))](
+    look_up_kernel[(heads * triton.cdiv(num_events, LOOKED_UP), triton.cdiv(width, COLUMNS))](
         *(table, sums, by, times, begin, read_at, last, found, num_events, table.shape[1], width),
         C=LOOKED_UP,
         XB=COLUMNS,
@@ -95,7 +95,7 @@ def add_last(
 ) -> None:
     """To the table, in place, what was written to each row."""
     heads, num_events, width = sums.shape
-    add_last_kernel[(triton.cdiv(num_events, LOOKED_UP), heads, triton.cdiv(width, COLUMNS))](
+    add_last_kernel[(heads * triton.cdiv(num_events, LOOKED_UP), triton.cdiv(width, COLUMNS))](
         *(table, sums, sorted_at, by, times, end, num_events, table.shape[1], width),
         C=LOOKED_UP,
         XB=COLUMNS,

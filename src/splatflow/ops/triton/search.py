@@ -89,7 +89,8 @@ def best_pairs_kernel(
     which is the floor; a tile also reads the factors, 2 K (P + 2) numbers of fp32, which the cache of the GPU holds.
     Operations: 4 K P for the products, three times where they are in three parts, and 2 p K + p L^2 to compare.
     """
-    tile, sequence = tl.program_id(0), tl.program_id(1)
+    tiles = tl.cdiv(num_tokens, C)
+    tile, sequence = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     head, batch = sequence % num_heads, sequence // num_heads
     token = tile * C + tl.arange(0, C)
     real = token < num_tokens

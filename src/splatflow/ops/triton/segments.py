@@ -44,9 +44,9 @@ def segment_sums_kernel(
     Reads X numbers of each event of these segments, and where it stands, and writes X a segment: of a row with at most
     `LENGTH` events nothing.
     """
-    segment, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    x = tl.program_id(2) * XB + tl.arange(0, XB)
-    first_event, number = sequence * num_events, sequence * num_segments + segment
+    number, x = tl.program_id(0).to(tl.int64), tl.program_id(1) * XB + tl.arange(0, XB)
+    sequence = number // num_segments
+    first_event = sequence * num_events
     start, end = tl.load(starts + number + sequence), tl.load(starts + number + sequence + 1)
     if tl.load(rank + first_event + end, mask=end < num_events, other=0) > 0:  # the next segment is of the same row
         total = tl.zeros([XB], tl.float32)
@@ -71,9 +71,9 @@ def running_sums_kernel(
     writes X: 544 bytes for X = 65 in three slices, where 520 are the least. Operations: X sums an event, with a clock
     2 C X and C exponentials a slice. A segment also reads X numbers for each one before it of the same row.
     """
-    segment, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    x = tl.program_id(2) * XB + tl.arange(0, XB)
-    first_event, number = sequence * num_events, sequence * num_segments + segment
+    number, x = tl.program_id(0).to(tl.int64), tl.program_id(1) * XB + tl.arange(0, XB)
+    sequence = number // num_segments
+    first_event = sequence * num_events
     at = starts + number + sequence
     start, end = tl.load(at), tl.load(at + 1)
     if start < end:
@@ -122,9 +122,11 @@ def look_up_kernel(
     more, and writes X: 828 bytes for X = 65 in three slices, where 780 are the least. With `running_sums_kernel` 1,372;
     if no sum had to be written and read again it were 780.
     """
-    sequence, x = tl.program_id(1).to(tl.int64), tl.program_id(2) * XB + tl.arange(0, XB)
+    program, x = tl.program_id(0), tl.program_id(1) * XB + tl.arange(0, XB)
+    tiles = tl.cdiv(num_events, C)
+    sequence = (program // tiles).to(tl.int64)
     first_event = sequence * num_events
-    event = tl.program_id(0) * C + tl.arange(0, C)
+    event = program % tiles * C + tl.arange(0, C)
     real, inside = event < num_events, (x < width)[None, :]
     row = sequence * num_rows + tl.load(read_at + first_event + event, mask=real, other=0)
     writer = tl.load(last + first_event + event, mask=real, other=-1)
@@ -152,9 +154,11 @@ def add_last_kernel(
 
     Reads 2 X numbers of fp32 and writes X for each row that was written to, which is the least, and 16 bytes an event.
     """
-    sequence, x = tl.program_id(1).to(tl.int64), tl.program_id(2) * XB + tl.arange(0, XB)
+    program, x = tl.program_id(0), tl.program_id(1) * XB + tl.arange(0, XB)
+    tiles = tl.cdiv(num_events, C)
+    sequence = (program // tiles).to(tl.int64)
     first_event = sequence * num_events
-    place = tl.program_id(0) * C + tl.arange(0, C)
+    place = program % tiles * C + tl.arange(0, C)
     row = tl.load(sorted_at + first_event + place, mask=place < num_events, other=-1)
     next_row = tl.load(sorted_at + first_event + place + 1, mask=place + 1 < num_events, other=-1)
     ends = row != next_row
