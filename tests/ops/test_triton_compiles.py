@@ -14,10 +14,10 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from splatflow.ops.triton import launch
+from splatflow.ops.triton import launch, launch_sparse
 
 # What would be launched is compiled instead, as a launch would have it: 1 and None are constants, pointers are aligned.
-SCRIPT = """
+COMPILE_ONLY = """
 import inspect
 import torch
 import triton
@@ -25,12 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-import splatflow.ops.triton.launch as launch
-import splatflow.ops.triton.launch_backward as launch_backward
-from splatflow.ops import Splats
-from splatflow.ops.window_state import WindowState, each_part
-
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
+POINTERS |= {torch.float64: "*fp64", torch.int64: "*i64"}
 
 
 def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **options):
@@ -47,6 +43,16 @@ def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **
     tuning = {"num_warps": num_warps, "num_stages": num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=tuning)
     print(kernel.fn.__name__, compiled.metadata.shared)
+
+
+JITFunction.run = compile_only
+"""
+
+SCRIPT = """
+import splatflow.ops.triton.launch as launch
+import splatflow.ops.triton.launch_backward as launch_backward
+from splatflow.ops import Splats
+from splatflow.ops.window_state import WindowState, each_part
 
 
 def compile_all(size, dtype, grain, tied, num_segments):
@@ -74,12 +80,26 @@ def compile_all(size, dtype, grain, tied, num_segments):
         launch_backward.weighing_backward(place, value, splats, factor, mass, total, sends=True)
 
 
-JITFunction.run = compile_only
 compile_all(CASE)
 """
 
 FAST_MEMORY = 227 * 1024  # bytes that a program can have on Hopper
 EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_kernel", "window_step_kernel"}
+
+
+def bytes_used_by(script, folder):
+    """(name of a kernel, bytes of fast memory that it has), for each that a script would launch."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    outcome = subprocess.run(
+        [sys.executable, "-c", COMPILE_ONLY + script],
+        env={**environment, "TRITON_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    used = [line.split() for line in outcome.stdout.splitlines()]
+    return [(name, int(number)) for name, number in used]
 
 
 @pytest.mark.parametrize(
@@ -91,22 +111,13 @@ EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_ker
     ],
 )
 def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    outcome = subprocess.run(
-        [sys.executable, "-c", SCRIPT.replace("CASE", case)],
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert outcome.returncode == 0, outcome.stderr[-2000:]
-    used = [line.split() for line in outcome.stdout.splitlines()]
+    used = bytes_used_by(SCRIPT.replace("CASE", case), tmp_path)
     assert {name for name, _ in used} == EVERY_KERNEL | more
-    assert max(int(number) for _, number in used) <= FAST_MEMORY
+    assert max(number for _, number in used) <= FAST_MEMORY
 
 
 def test_the_rules_by_which_sequences_are_cut():
-    assert doctest.testmod(launch).failed == 0
+    assert doctest.testmod(launch).failed == doctest.testmod(launch_sparse).failed == 0
     for num_tokens, num_sequences in itertools.product((1, 31, 32, 33, 1023, 1025, 100_003), (1, 7, 131, 263, 1000)):
         for decay in launch.TILES:
             tile, num_tiles, num_segments = launch.cut(num_tokens, num_sequences, (7, 65, 3), decay)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from . import kernels
 from .affinity import FARTHEST, compact_affinity, log_affinity, scores
 from .lattice import affinity_of_pairs, lattice_halves
 from .search import best, best_pairs, groups_of
@@ -94,7 +95,10 @@ def nearest_of_lattice(
 ) -> Chosen:
     """The exact search among K x K splats, from 2 K distances: a Gaussian factorises over the halves of the space."""
     with torch.no_grad():
-        in_first, in_second = best_pairs(*lattice_halves(positions, lattice, bias), top_p)
+        if (by_kernel := kernels.search_for(positions, lattice, top_p)) is not None:
+            in_first, in_second = by_kernel(positions, lattice, bias, top_p)
+        else:
+            in_first, in_second = best_pairs(*lattice_halves(positions, lattice, bias), top_p)
     affinities = affinity_of_pairs(positions, lattice, bias, in_first, in_second)
     return Chosen(in_first * lattice.centers.shape[2] + in_second, affinities.clamp_min(FARTHEST))
 
@@ -199,7 +203,11 @@ class Router(NamedTuple):
         """The nearest splats and their weights."""
         assert self.routing.nearest is not None, "the border has checked it"
         assert self.top_p is not None, "the border has checked it"
-        at_once = max(1, SCORED_AT_ONCE // max(1, positions[:, :1, :, 0].numel() * self.splats.log_scales[0].numel()))
+        if kernels.search_for(positions, self.splats, self.top_p) is not None:
+            at_once = positions.shape[1]  # they keep no scores
+        else:
+            num_scores = positions[:, :1, :, 0].numel() * self.splats.log_scales[0].numel()  # of one token
+            at_once = max(1, SCORED_AT_ONCE // max(1, num_scores))
         parts = positions.split(at_once, 1)  # and not slices, whose gradients are each as large as the whole
         biases = [None] * len(parts) if bias is None else bias.split(at_once, 1)
         found = [

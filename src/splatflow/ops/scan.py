@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from . import kernels
 from .decay import decayed_cumsum
+from .events import Clock, in_order, last_before
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -54,14 +56,6 @@ def scan(
         ([0.0, 2.0, 5.0], [5.0, 2.0])
     """
     return _Scan.apply(table, rows, log_kept, write_at, read_at, per_token)
-
-
-class Clock(NamedTuple):
-    """When each event happens, and when the scan begins and ends. What is left after a while is exp(then - before)."""
-
-    times: Float[Tensor, "N E"]
-    begin: Float[Tensor, " N"]
-    end: Float[Tensor, " N"]
 
 
 class _Scan(torch.autograd.Function):
@@ -128,9 +122,11 @@ def run(
     backwards: bool = False,
 ) -> tuple[Float[Tensor, "N E X"], Float[Tensor, "N M X"]]:
     """`scan`, block by block, in the table itself; or as if time ran backwards."""
-    num_rows = table.shape[1]
     if backwards and clock is not None:
         clock = Clock(-clock.times, -clock.end, -clock.begin)
+    if (by_kernels := kernels.scan_for(table)) is not None:
+        return by_kernels(table, rows, write_at, read_at, clock, per_token, backwards=backwards)
+    num_rows = table.shape[1]
     flat = table.view(-1, table.shape[-1])
     offset = torch.arange(len(rows), device=rows.device)[:, None] * num_rows
     since = None if clock is None else clock.begin.repeat_interleave(num_rows)  # when each row of the table was so
@@ -144,7 +140,7 @@ def run(
         times = rest[0] if rest else None
         order = pieces_of(write, times, num_rows)
         sums = running_sums(sent, order)
-        heard = _looked_up(sums, order, last_before(read, order, per_token), times)
+        heard = _looked_up(sums, order, last_before(read, order.sorted_at, order.by, per_token), times)
         heard += _faded(flat, since, (offset + read).flatten(), times)
         heard = heard.view_as(sent)
         found[:, here] = heard.flip(1) if backwards else heard
@@ -222,11 +218,7 @@ def pieces_of(
     """
     heads, num_events = write_at.shape
     size = piece_size(num_events, num_rows) if size is None else size
-    sorted_at, by = write_at.sort(dim=1, stable=True)
-    here = torch.arange(num_events, device=write_at.device)
-    begins = torch.ones(heads, num_events + 1, dtype=torch.bool, device=write_at.device)
-    begins[:, 1:-1] = sorted_at[:, 1:] != sorted_at[:, :-1]
-    rank = here - torch.where(begins[:, :-1], here, 0).cummax(1).values  # among the events of its row
+    sorted_at, by, rank, is_last = in_order(write_at)
     first = rank % size == 0  # of its piece
     # there cannot be more pieces than events, nor than whole pieces and a last one for each row
     num_pieces = min(num_events, num_events // size + num_rows)
@@ -234,18 +226,18 @@ def pieces_of(
     piece = offset + first.cumsum(1) - 1
     ranks = torch.zeros(heads * num_pieces, dtype=rank.dtype, device=write_at.device)
     ranks[piece[first]] = rank[first] // size
-    in_order = None if times is None else times.gather(1, by)
-    return Pieces(sorted_at, by, piece * size + rank % size, in_order, begins[:, 1:], ranks, size)
+    sorted_times = None if times is None else times.gather(1, by)
+    return Pieces(sorted_at, by, piece * size + rank % size, sorted_times, is_last, ranks, size)
 
 
 def running_sums(rows: Float[Tensor, "N E X"], order: Pieces) -> Float[Tensor, "places X"]:
     """At each place the sum of what was written to its row so far, faded to the time of that place."""
     offset = torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1]
-    in_order = rows.flatten(0, 1).index_select(0, (offset + order.by).flatten())
+    sorted_rows = rows.flatten(0, 1).index_select(0, (offset + order.by).flatten())
     if order.size == 1:
-        return add_up(in_order, order.rank, None if order.times is None else order.times.flatten())
+        return add_up(sorted_rows, order.rank, None if order.times is None else order.times.flatten())
     places = rows.new_zeros(len(order.rank) * order.size, rows.shape[-1])
-    places.index_copy_(0, order.place.flatten(), in_order)
+    places.index_copy_(0, order.place.flatten(), sorted_rows)
     places = places.unflatten(0, (-1, order.size))  # [pieces, G, X]
     later = order.rank.nonzero()[:, 0]
     if order.times is None:
@@ -281,13 +273,3 @@ def add_up(
         sums.index_add_(0, later, earlier)
         span *= 2
     return sums
-
-
-def last_before(read_at: Int[Tensor, "N E"], order: Pieces, per_token: int) -> Int[Tensor, "N E"]:
-    """Which of the ordered events is the last at the row of each reading event and not later; -1 if there is none."""
-    num_events = read_at.shape[1]
-    now = torch.arange(num_events, device=read_at.device) // per_token
-    keys = (order.sorted_at * num_events + order.by // per_token).contiguous()
-    found = torch.searchsorted(keys, (read_at * num_events + now).contiguous(), right=True) - 1
-    hit = (found >= 0) & (order.sorted_at.gather(1, found.clamp_min(0)) == read_at)
-    return torch.where(hit, found, -1)

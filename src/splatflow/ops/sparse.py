@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import kernels
 from .blocks import Output, block_sizes
 from .chunked import chunked
 from .routing import Router
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_TOKENS = 2048  # worked on at once, unless there are so many splats that states would take more than events
+EVENTS_AT_ONCE = 2**20  # by kernels, of all sequences and heads: enough for a GPU, and 260 MiB of rows for D = 64
 FORGOTTEN = -750.0  # as a log-decay: exp of it is 0 in fp64, and sums of it are still numbers
 
 
@@ -47,7 +49,7 @@ def _causal(
     sources: Sources, targets: Targets, router: Router, table: Float[Tensor, "N M X"]
 ) -> tuple[Output, Float[Tensor, "N M X"]]:
     assert router.top_p is not None, "dispatch has seen to it"
-    block = BLOCK_TOKENS
+    block = block_of(table, router.top_p)
     if sources.log_decay is not None:  # each block keeps a table: as many tokens as make its events no fewer
         block = max(block, -(-router.splats.num_splats // router.top_p))
     output, sizes = Output(targets.positions.shape[1]), block_sizes(sources.values.shape[1], block)
@@ -62,14 +64,23 @@ def _causal(
 def _both_ways(
     sources: Sources, targets: Targets, router: Router, table: Float[Tensor, "N M X"]
 ) -> tuple[Output, Float[Tensor, "N M X"]]:
-    for here in split(sources, block_sizes(sources.values.shape[1], BLOCK_TOKENS)):
+    assert router.top_p is not None, "dispatch has seen to it"
+    block = block_of(table, router.top_p)
+    for here in split(sources, block_sizes(sources.values.shape[1], block)):
         write_at, rows = written(here, router)
         table.flatten(0, 1).index_add_(0, flat(write_at, table), rows.flatten(0, 1))
     output = Output(targets.positions.shape[1])
-    for there in split(targets, block_sizes(targets.positions.shape[1], BLOCK_TOKENS)):
+    for there in split(targets, block_sizes(targets.positions.shape[1], block)):
         read_at, weights = read(there, router)
         output.append(heard(rows_at(table, read_at), read_at, weights, router, len(there.positions)))
     return output, table
+
+
+def block_of(table: Float[Tensor, "N M X"], top_p: int) -> int:
+    """How many tokens are worked on at once."""
+    if kernels.scan_for(table) is None:
+        return BLOCK_TOKENS
+    return max(BLOCK_TOKENS, EVENTS_AT_ONCE // (len(table) * top_p))
 
 
 def written(sources: Sources, router: Router) -> tuple[Int[Tensor, "N E"], Float[Tensor, "N E X"]]:
