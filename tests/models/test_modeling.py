@@ -90,10 +90,10 @@ def test_what_padding_holds_does_not_matter(mixer):
 @every_mixer
 @every_window
 def test_shared_senders_hold_less_and_go_on_from_a_cache(mixer, window_size):
-    options = {"num_attention_heads": 4, "decay": None, "window_size": window_size, "conv_size": 0}
+    options = {"decay": None, "window_size": window_size, "conv_size": 0}
     if mixer == "splat":
         options |= {"token_bias": True, "position_bias": 3}
-    shared, own = (tiny_model(mixer, num_key_value_heads=count, **options) for count in (2, None))
+    shared, own = (tiny_model(mixer, num_key_value_heads=count, **options) for count in (1, None))
     tokens = random_tokens(2, SEQ_LEN)
     expected = shared(tokens).logits
     first = shared(tokens[:, :20])
