@@ -14,7 +14,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from splatflow.ops.triton import launch
+from splatflow.ops.triton import cutting
 
 # What would be launched is compiled instead, as a launch would have it: 1 and None are constants, pointers are aligned.
 SCRIPT = """
@@ -25,10 +25,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+import splatflow.ops.triton.cutting as cutting
 import splatflow.ops.triton.launch as launch
 import splatflow.ops.triton.launch_backward as launch_backward
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
 
 def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **options):
@@ -47,23 +48,28 @@ def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **
     print(kernel.fn.__name__, compiled.metadata.shared)
 
 
-def compile_all(size, dtype, grain, tied, num_segments):
-    batch, num_tokens, num_heads, factors = 2, 160, 16, {"head": 1, "splat": size}
+def compile_all(size, dtype, grain, tied, num_segments, boundaries=None):
+    num_tokens, num_heads, factors = 160, 16, {"head": 1, "splat": size}
+    batch, num_states = (2, 2) if boundaries is None else (1, len(boundaries) - 1)
     place, target, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(3))
     factor = None if grain is None else torch.empty(batch, num_tokens, num_heads, factors[grain])
     one, many = torch.empty(num_heads, size), torch.empty(num_heads, size, size)
     splats = launch.SplatTensors(many, one, one, one)
-    mass, total = torch.empty(batch, num_heads, size), torch.empty(batch, num_heads, size, size)
-    whole = launch.cut(num_tokens, batch * num_heads, (size,) * 3, launch.grain(factor))
-    whole = whole._replace(num_segments=num_segments)
+    mass, total = torch.empty(num_states, num_heads, size), torch.empty(num_states, num_heads, size, size)
+    if boundaries is None:
+        whole = cutting.cut(num_tokens, batch * num_heads, (size,) * 3, launch.grain(factor))
+        whole = whole._replace(num_segments=num_segments, alone=num_segments == 1)
+    else:
+        whole = cutting.cut_documents(boundaries, num_heads, (size,) * 3, launch.grain(factor))
+        whole = whole._replace(alone=num_segments == 1)
     before = launch.states_before(place, value, splats, factor, factor, mass, total, whole)
     receive = None if tied else target
-    launch.mix(place, receive, value, splats, factor, factor, before, whole)
+    launch.mix(place, receive, value, splats, factor, factor, before, num_states, whole)
     launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
     launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
     if grain is None:
-        launch.hand_out(target, splats, total, dtype)
-        launch_backward.weighing_backward(place, value, splats, factor, mass, total, sends=True)
+        launch.hand_out(target, splats, total, dtype, whole)
+        launch_backward.weighing_backward(place, value, splats, factor, mass, total, whole, sends=True)
 
 
 JITFunction.run = compile_only
@@ -80,6 +86,8 @@ EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_ker
         ("64, torch.bfloat16, None, True, 1", {"hand_out_kernel", "weighing_backward_kernel"}),
         ("128, torch.bfloat16, 'head', False, 3", {"collect_kernel", "carry_kernel"}),
         ("16, torch.float16, 'splat', False, 3", {"collect_kernel", "carry_kernel"}),
+        ("64, torch.bfloat16, None, False, 1, [0, 50, 50, 160]", {"hand_out_kernel", "weighing_backward_kernel"}),
+        ("128, torch.bfloat16, 'head', True, 3, [0, 50, 50, 160]", {"collect_kernel", "carry_kernel"}),
     ],
 )
 def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
@@ -98,10 +106,10 @@ def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
 
 
 def test_the_rules_by_which_sequences_are_cut():
-    assert doctest.testmod(launch).failed == 0
+    assert doctest.testmod(cutting).failed == 0
     for num_tokens, num_sequences in itertools.product((1, 31, 32, 33, 1023, 1025, 100_003), (1, 7, 131, 263, 1000)):
-        for decay in launch.TILES:
-            tile, num_tiles, num_segments = launch.cut(num_tokens, num_sequences, (7, 65, 3), decay)
+        for decay in cutting.TILES:
+            tile, num_tiles, num_segments, *_ = cutting.cut(num_tokens, num_sequences, (7, 65, 3), decay)
             of_segment = tile * num_tiles
             assert (num_segments - 1) * of_segment < num_tokens <= num_segments * of_segment
-            assert num_segments == 1 or num_segments * num_sequences <= launch.PROGRAMS
+            assert num_segments == 1 or num_segments * num_sequences <= cutting.PROGRAMS

@@ -22,16 +22,19 @@ from .tiles import (
     fading_pairs,
     fading_pairs_of_splats,
     fine_product,
-    kernel,
+    kept_of,
     known,
     load_fading,
     load_rows,
     load_splats,
     load_state,
     product,
+    sequence_of,
     shares,
     store_rows,
     store_state,
+    tiles_of,
+    tokens_of,
 )
 
 
@@ -84,12 +87,12 @@ def read_gradients(
     return d_read, tl.where(masses >= MIN_MASS, -d_read * read / tl.maximum(masses, MIN_MASS), 0.0)
 
 
-@kernel
+@triton.jit
 def prepare_kernel(
     send_positions, receive_positions, values, output_gradient, scaled, precision, half_norm, log_amplitude,
     log_decay, write_gate, mass_before, total_before, kept_masses, kept_totals,
     segment_mass, segment_total, segment_decay,
-    num_tokens, num_heads, num_segments, num_kept, num_tiles,
+    table, num_tokens, num_heads, num_segments, num_kept, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
     C: tl.constexpr, EVERY: tl.constexpr, ALONE: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr,
     GATE: tl.constexpr, PRECISION: tl.constexpr,
@@ -101,20 +104,18 @@ def prepare_kernel(
     multiplied) and M in fp32 for EVERY C tokens: with 128 of these 256 + 66 bytes, with segments 384 or 512 + 66.
     """
     program = tl.program_id(0)
-    segment, sequence = program % num_segments, program // num_segments
-    head, batch = sequence % num_heads, sequence // num_heads
+    head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
     centers, precision, half_norm, log_amplitude = load_splats(
         scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
     )
     mass, total = load_state(mass_before, total_before, program, M, D, MB, DB, True)  # [D, M]
-    start = segment * num_tiles * C
-    first = (batch.to(tl.int64) * num_tokens + start) * num_heads + head
+    kept_first, kept_stride = kept_of(program, table, num_heads, num_kept)
     fading = tl.zeros([MB], tl.float32)
     mass_gradient, total_gradient = tl.zeros([MB], tl.float32), tl.zeros([DB, MB], tl.float32)
-    for tile in range(num_tiles):
-        number = program * num_kept + tile // EVERY
+    for tile in range(tiles_of(num_here, num_tiles, C)):
+        number = kept_first + tile // EVERY * kept_stride
         store_state(kept_masses, kept_totals, number, mass, total, tile % EVERY == 0, M, D, MB, DB, True)
-        real = start + tile * C + tl.arange(0, C) < num_tokens
+        real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
         _, share = weigh(
             send_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION
@@ -165,13 +166,13 @@ def store_splat_gradients(
     tl.store(affinity_gradient + at, d_affinity, mask=m < M)
 
 
-@kernel
+@triton.jit
 def mix_backward_kernel(
     send_positions, receive_positions, values, output_gradient, scaled, precision, half_norm, log_amplitude,
     log_decay, write_gate, kept_masses, kept_totals, mass_after, total_after,
     d_send_positions, d_receive_positions, d_values, d_log_decay, d_write_gate,
     d_scaled, d_precision, d_affinity, d_mass, d_total,
-    num_tokens, num_heads, num_segments, num_kept, num_tiles,
+    table, num_tokens, num_heads, num_segments, num_kept, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
     C: tl.constexpr, EVERY: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -183,22 +184,22 @@ def mix_backward_kernel(
     1.7 times. Between kept states what is sent is weighed again, from the cache, 1.5 times on average.
     """
     program = tl.program_id(0)
-    segment, sequence = program % num_segments, program // num_segments
-    head, batch = sequence % num_heads, sequence // num_heads
+    head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
+    sequence, segment, _last = sequence_of(program, table, num_heads, num_segments)
     centers, precision, half_norm, log_amplitude = load_splats(
         scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
     )
     mass_gradient, total_gradient = load_state(mass_after, total_after, program, M, D, MB, DB, True)  # [D, M]
-    start = segment * num_tiles * C
-    first = (batch.to(tl.int64) * num_tokens + start) * num_heads + head
+    kept_first, kept_stride = kept_of(program, table, num_heads, num_kept)
     scaled_sum, precision_sum = tl.zeros([PB, MB], tl.float32), tl.zeros([MB], tl.float32)
     affinity_sum = tl.zeros([MB], tl.float32)
-    for tile in range(num_tiles - 1, -1, -1):
+    for tile in range(tiles_of(num_here, num_tiles, C) - 1, -1, -1):
         # the state before the tile, from that before the last kept one
-        mass, total = load_state(kept_masses, kept_totals, program * num_kept + tile // EVERY, M, D, MB, DB, True)
+        number = kept_first + tile // EVERY * kept_stride
+        mass, total = load_state(kept_masses, kept_totals, number, M, D, MB, DB, True)
         total = total.to(tl.float32)
         for past_tile in range(tile - tile % EVERY, tile):
-            past_real = start + past_tile * C + tl.arange(0, C) < num_tokens
+            past_real = past_tile * C + tl.arange(0, C) < num_here
             past_row = first + past_tile * C * num_heads
             _, past_share = weigh(
                 send_positions, past_row, past_real, num_heads, centers, precision, half_norm, log_amplitude,
@@ -211,7 +212,7 @@ def mix_backward_kernel(
             added = product(tl.trans(past_value), past_send * past_left, PRECISION)
             total = total * tl.exp(past_faded)[None, :] + added
 
-        real = start + tile * C + tl.arange(0, C) < num_tokens
+        real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
         place, share = weigh(
             send_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION
@@ -291,11 +292,11 @@ def mix_backward_kernel(
     store_state(d_mass, d_total, sequence, mass_gradient, total_gradient, segment == 0, M, D, MB, DB, True)
 
 
-@kernel
+@triton.jit
 def weighing_backward_kernel(
     positions, vectors, scaled, precision, half_norm, log_amplitude, write_gate, offsets, contents,
     d_positions, d_vectors, d_write_gate, d_scaled, d_precision, d_affinity,
-    num_tokens, num_heads, num_segments, num_tiles,
+    table, num_tokens, num_heads, num_segments, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
     C: tl.constexpr, GATE: tl.constexpr, SENDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -306,20 +307,18 @@ def weighing_backward_kernel(
     or 512 bytes; with `collect_kernel` for the gradient by the contents (256) 1,152 of both sides, floor 896.
     """
     program = tl.program_id(0)
-    segment, sequence = program % num_segments, program // num_segments
-    head, batch = sequence % num_heads, sequence // num_heads
+    head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
+    sequence, _segment, _last = sequence_of(program, table, num_heads, num_segments)
     centers, precision, half_norm, log_amplitude = load_splats(
         scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
     )
     offset, content_turned = load_state(offsets, contents, sequence, M, D, MB, DB, True)
     if SENDS:
         _, content = load_state(offsets, contents, sequence, M, D, MB, DB, False)
-    start = segment * num_tiles * C
-    first = (batch.to(tl.int64) * num_tokens + start) * num_heads + head
     scaled_sum, precision_sum = tl.zeros([PB, MB], tl.float32), tl.zeros([MB], tl.float32)
     affinity_sum = tl.zeros([MB], tl.float32)
-    for tile in range(num_tiles):
-        real = start + tile * C + tl.arange(0, C) < num_tokens
+    for tile in range(tiles_of(num_here, num_tiles, C)):
+        real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
         place, share = weigh(
             positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION

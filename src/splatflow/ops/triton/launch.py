@@ -1,6 +1,7 @@
-"""How kernels are cut and started: tiles and segments by rule, the splats as kernels want them, a function for each."""
+"""How kernels are started, a function for each: what they are given, and room for what they write."""
 
-# B batch, T token, H head, N = B H, Q segment, M splat, P position width, D value width, G as in tiles.py
+# B batch (N documents if packed), T token, H head, Q segment, W program, M splat, P position width, D value width,
+# G as in tiles.py
 
 import functools
 import math
@@ -10,13 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
+from .cutting import WIDE, Cut
 from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
 
-PROGRAMS = 264  # wanted, and not more: two for each of the 132 processors of a Hopper GPU
-FEWEST_TILES = 32  # of a segment, so that its state is few bytes beside its tokens
-WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
-# tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat each of its pairs has M factors
-TILES = {"none": 32, "head": 32, "splat": 16}
 # how numbers are multiplied: fp16 as tf32, which has its digits and the range that a weight over a mass needs; fp32 as
 # the sum of three products of tf32, which is exact to about 2^-22
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "tf32x3"}
@@ -29,14 +26,6 @@ class SplatTensors(NamedTuple):
     precision: Tensor  # [H, M], 1 / sigma^2
     half_norm: Tensor  # [H, M], |center|^2 / (2 sigma^2)
     log_amplitude: Tensor  # [H, M]
-
-
-class Cut(NamedTuple):
-    """How T tokens are cut: Q segments of `num_tiles` tiles of `tile` tokens."""
-
-    tile: int
-    num_tiles: int
-    num_segments: int
 
 
 def grain(factor: Tensor | None) -> str:
@@ -54,18 +43,6 @@ def precision_of(*tensors: Tensor | None) -> str:
 
 def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
-
-
-def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay: str = "none") -> Cut:
-    """Few segments, but enough to occupy a GPU: what is one segment is read only once.
-
-    >>> cut(1000, 1024, (64, 64, 64)), cut(100_000, 16, (64, 64, 64))
-    (Cut(tile=32, num_tiles=32, num_segments=1), Cut(tile=32, num_tiles=196, num_segments=16))
-    """
-    tile = TILES[decay] if max(widths) <= WIDE else max(16, TILES[decay] // 2)
-    tiles = math.ceil(num_tokens / tile)
-    num_tiles = min(tiles, max(FEWEST_TILES, math.ceil(tiles / max(1, PROGRAMS // num_sequences))))
-    return Cut(tile, num_tiles, math.ceil(tiles / num_tiles))
 
 
 def sizes(splats: SplatTensors, width: int) -> dict[str, Any]:
@@ -87,20 +64,22 @@ def collect(
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     whole: Cut,
-    num_walked: int,
+    *,
+    last_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each of the first `num_walked` segments adds, [N, Q, M] and [N, Q, M, D], and log of what it leaves."""
+    """What each segment adds, [W, M] and [W, M, D], and log of what it leaves; not the last ones, if not asked for."""
     batch, num_tokens, num_heads, width = values.shape
-    num_splats = splats.scaled.shape[1]
-    mass = positions.new_empty(batch * num_heads, whole.num_segments, num_splats, dtype=torch.float32)
+    num_programs = whole.num_programs(batch, num_heads)
+    mass = positions.new_empty(num_programs, splats.scaled.shape[1], dtype=torch.float32)
     total, decay = mass.new_empty(*mass.shape, width), torch.empty_like(mass)
-    collect_kernel[(mass.shape[0] * num_walked,)](
+    collect_kernel[(num_programs,)](
         *(positions, values, *splats, log_decay, write_gate, mass, total, decay),
-        *(num_tokens, num_heads, whole.num_segments, num_walked, whole.num_tiles),
+        *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
         **sizes(splats, width),
         C=whole.tile,
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
+        ALL=last_too,
         PRECISION=precision_of(positions, values),
         num_warps=warps(splats, width, heavy=False),
         num_stages=2,
@@ -108,11 +87,25 @@ def collect(
     return mass, total, decay
 
 
-def carry(rows: Tensor, decay: Tensor, start: Tensor, *, backwards: bool) -> None:
-    """In place, from what each segment adds to [N, Q, M, X], what there is before it (backwards: after it)."""
-    sequences, num_segments, num_splats, width = rows.shape
+def of_sequences(rows: Tensor, values: Tensor, whole: Cut) -> Tensor:
+    """The sum over the segments of each sequence, or document, [B, H, ...], of what each has, [W, ...]."""
+    parts = whole.by_head(rows, values.shape[0], values.shape[2]).sum(2)
+    if whole.table is None or whole.alone:
+        return parts
+    firsts = (whole.table[:, 3] == 0).nonzero()[:, 0]
+    ends = torch.nn.functional.pad(firsts, (0, 1), value=whole.num_segments)
+    return torch.segment_reduce(parts, "sum", offsets=ends, axis=0)
+
+
+def carry(rows: Tensor, decay: Tensor, start: Tensor, whole: Cut, *, backwards: bool) -> None:
+    """In place, from what each segment adds to [W, M, X], what there is before it (backwards: after it).
+
+    It begins with `start` [B, H, M, X].
+    """
+    num_programs, num_splats, width = rows.shape
+    sequences = num_programs if whole.table is not None else num_programs // whole.num_segments
     carry_kernel[(sequences, math.ceil(num_splats / 4))](
-        *(rows, decay, start, num_segments, num_segments),
+        *(rows, decay, start, whole.table, start.shape[1], whole.num_segments),
         M=num_splats,
         X=width,
         XB=triton.next_power_of_2(width),
@@ -132,14 +125,12 @@ def states_before(
     total: Tensor,
     whole: Cut,
 ) -> tuple[Tensor, Tensor]:
-    """Mass and total before each segment, [N, Q, M] and [N, Q, M, D]; with one segment, what was given."""
-    if whole.num_segments == 1:
+    """Mass and total before each segment, [W, M] and [W, M, D]; with one segment, what was given."""
+    if whole.alone:
         return mass, total
-    masses, totals, decay = collect(
-        send_positions, values, splats, log_decay, write_gate, whole, whole.num_segments - 1
-    )
-    carry(masses[..., None], decay, mass, backwards=False)
-    carry(totals, decay, total, backwards=False)
+    masses, totals, decay = collect(send_positions, values, splats, log_decay, write_gate, whole, last_too=False)
+    carry(masses[..., None], decay, mass, whole, backwards=False)
+    carry(totals, decay, total, whole, backwards=False)
     return masses, totals
 
 
@@ -151,16 +142,17 @@ def mix(
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     before: tuple[Tensor, Tensor],
+    num_states: int,
     whole: Cut,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [B, T, H, D], and the state after the last token, [B, H, M] and [B, H, M, D]."""
     batch, num_tokens, num_heads, width = values.shape
     output = torch.empty_like(values)
-    mass = values.new_empty(batch, num_heads, splats.scaled.shape[1], dtype=torch.float32)
+    mass = values.new_empty(num_states, num_heads, splats.scaled.shape[1], dtype=torch.float32)
     total = mass.new_empty(*mass.shape, width)
-    mix_kernel[(batch * num_heads * whole.num_segments,)](
+    mix_kernel[(whole.num_programs(batch, num_heads),)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate, *before, output, mass, total),
-        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
         **sizes(splats, width),
         C=whole.tile,
         TIED=receive_positions is None,
@@ -173,15 +165,14 @@ def mix(
     return output, mass, total
 
 
-def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: torch.dtype) -> Tensor:
+def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: torch.dtype, whole: Cut) -> Tensor:
     """What targets [B, T, H, P] receive of contents [B, H, M, D]: [B, T, H, D]."""
     batch, num_tokens, num_heads, _ = positions.shape
     width = contents.shape[-1]
-    whole = cut(num_tokens, batch * num_heads, (*splats.scaled.shape[1:], width))
     output = contents.new_empty(batch, num_tokens, num_heads, width, dtype=dtype)
-    hand_out_kernel[(batch * num_heads * whole.num_segments,)](
+    hand_out_kernel[(whole.num_programs(batch, num_heads),)](
         *(positions, *splats, contents, output),
-        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
         **sizes(splats, width),
         C=whole.tile,
         PRECISION=precision_of(positions, output),
