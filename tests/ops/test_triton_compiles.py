@@ -48,10 +48,11 @@ def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **
     print(kernel.fn.__name__, compiled.metadata.shared)
 
 
-def compile_all(size, dtype, grain, tied, num_segments, boundaries=None):
+def compile_all(size, dtype, grain, tied, num_segments, boundaries=None, group=1):
     num_tokens, num_heads, factors = 160, 16, {"head": 1, "splat": size}
     batch, num_states = (2, 2) if boundaries is None else (1, len(boundaries) - 1)
-    place, target, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(3))
+    place, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(2))
+    target = torch.empty(batch, num_tokens, num_heads * group, size, dtype=dtype)
     factor = None if grain is None else torch.empty(batch, num_tokens, num_heads, factors[grain])
     one, many = torch.empty(num_heads, size), torch.empty(num_heads, size, size)
     splats = launch.SplatTensors(many, one, one, one)
@@ -65,11 +66,12 @@ def compile_all(size, dtype, grain, tied, num_segments, boundaries=None):
     before = launch.states_before(place, value, splats, factor, factor, mass, total, whole)
     receive = None if tied else target
     launch.mix(place, receive, value, splats, factor, factor, before, num_states, whole)
-    launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
+    launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (target, mass, total), whole)
     launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
     if grain is None:
         launch.hand_out(target, splats, total, dtype, whole)
         launch_backward.weighing_backward(place, value, splats, factor, mass, total, whole, sends=True)
+        launch_backward.weighing_backward(target, target, splats, None, mass, total, whole, sends=False)
 
 
 JITFunction.run = compile_only
@@ -88,6 +90,9 @@ EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_ker
         ("16, torch.float16, 'splat', False, 3", {"collect_kernel", "carry_kernel"}),
         ("64, torch.bfloat16, None, False, 1, [0, 50, 50, 160]", {"hand_out_kernel", "weighing_backward_kernel"}),
         ("128, torch.bfloat16, 'head', True, 3, [0, 50, 50, 160]", {"collect_kernel", "carry_kernel"}),
+        ("64, torch.bfloat16, None, False, 1, None, 4", {"hand_out_kernel", "weighing_backward_kernel"}),
+        ("128, torch.bfloat16, 'head', False, 3, None, 4", {"collect_kernel", "carry_kernel"}),
+        ("16, torch.float32, 'splat', False, 3, [0, 50, 50, 160], 3", {"collect_kernel", "carry_kernel"}),
     ],
 )
 def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):

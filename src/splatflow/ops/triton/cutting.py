@@ -40,7 +40,10 @@ class Cut(NamedTuple):
         return batch * num_heads * self.num_segments
 
     def by_head(self, rows: Tensor, batch: int, num_heads: int) -> Tensor:
-        """Of [W, ...] a view with an axis of its own for heads, [B, H, Q, ...] or [Q, H, 1, ...]."""
+        """Of [W, ...] a view with an axis of its own for heads, [B, H, Q, ...] or [Q, H, 1, ...].
+
+        Of fewer heads than there are it has their groups, and all of a group in the third axis.
+        """
         return rows.unflatten(0, (batch if self.table is None else self.num_segments, num_heads, -1))
 
 

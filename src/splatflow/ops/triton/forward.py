@@ -7,7 +7,8 @@ read where they lie; a program reads 24 bytes of the table of segments besides. 
 document.
 """
 
-# B batch, T token, H head, N = B H, C token of a tile, M splat, P position width, D value width, G as in tiles.py
+# B batch, T token, H head, R receiving heads of one that sends, C token of a tile, M splat, P position width,
+# D value width, G as in tiles.py
 
 import triton
 import triton.language as tl
@@ -41,7 +42,8 @@ def collect_kernel(
     segment_mass, segment_total, segment_decay,
     table, num_tokens, num_heads, num_segments, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    C: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr, ALL: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr, ALL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state by itself, and by how much it fades what came before it: of ALL segments, or
     of all but the last of each sequence.
@@ -53,7 +55,7 @@ def collect_kernel(
     head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
     _sequence, segment, last = sequence_of(program, table, num_heads, num_segments)
     centers, precision, half_norm, log_amplitude = load_splats(
-        scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
+        scaled, precision, half_norm, log_amplitude, head // R, M, P, MB, PB
     )
     mass, total = tl.zeros([MB], tl.float32), tl.zeros([MB, DB], tl.float32)
     fading = tl.zeros([MB], tl.float32)
@@ -125,13 +127,18 @@ def mix_kernel(
     mass_before, total_before, output, mass_after, total_after,
     table, num_tokens, num_heads, num_segments, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    C: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The causal mix of each segment, from the state before it; and the state after the last.
 
     Reads P (tied) or 2 P and D numbers and writes D: 384 or 512 bytes, which is the floor. With more than one segment
     `collect_kernel` has read P + D before: 640 or 768, 1.67 or 1.5 times the floor. Operations: 12 P M (tied 8), 2 C M
     for masses, in tf32, 2 C (M + D) for scores, 4 M D for the state.
+
+    R heads receive from one that sends. What is sent is read, and the state made, once for all of them: 256 + 256 R
+    bytes for the R + 1 heads, the floor (512 R if the sending side were repeated). Weights of what receives, scores and
+    what is read of the state, 4 P M + 2 C (M + D) + 2 M D operations, are R times as many.
     """
     program = tl.program_id(0)
     head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
@@ -155,14 +162,7 @@ def mix_kernel(
             cross(centers, tl.trans(place), True, PRECISION),
             squared[None, :], precision[:, None], half_norm[:, None], log_amplitude[:, None], 0,
         )  # fmt: skip
-        if TIED:
-            receive = send
-        else:
-            target = load_rows(receive_positions, row, real, num_heads, P, PB, C).to(tl.float32)
-            receive = shares(
-                cross(target, tl.trans(centers), False, PRECISION),
-                tl.sum(target * target, 1)[:, None], precision[None, :], half_norm[None, :], log_amplitude[None, :], 1,
-            )  # fmt: skip
+        share = send
         if GATE != "none":
             G: tl.constexpr = M if GATE == "splat" else 1
             GB: tl.constexpr = MB if GATE == "splat" else 1
@@ -175,16 +175,28 @@ def mix_kernel(
         steps, kept, left, faded = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
         if DECAY == "splat":
             paths = fading_pairs_of_splats(steps, C) * known(send)[None, :, :]  # [i, j, M]
-            read = receive / tl.maximum(kept * mass[None, :] + tl.sum(paths, 1), MIN_MASS)
-            scores = tl.sum(read[:, None, :] * paths, 2)
+            masses = kept * mass[None, :] + tl.sum(paths, 1)
         else:
             pairs = fading_pairs(steps, C, 0, DECAY)
-            mass_here = kept * mass[None, :] + fine_product(pairs, known(send), PRECISION)
-            read = receive / tl.maximum(mass_here, MIN_MASS)
-            past = tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :]
-            scores = tl.where(past, product(read, send_turned, PRECISION) * pairs, 0.0)
-        mixed = product(scores, value, PRECISION) + product(read * kept, total, PRECISION)
-        store_rows(output, mixed, row, real, num_heads, D, DB, C)
+            masses = kept * mass[None, :] + fine_product(pairs, known(send), PRECISION)
+        for receiver in range(R):
+            if TIED:
+                receive = share
+            else:
+                target = load_rows(receive_positions, row * R + receiver, real, num_heads * R, P, PB, C).to(tl.float32)
+                receive = shares(
+                    cross(target, tl.trans(centers), False, PRECISION),
+                    tl.sum(target * target, 1)[:, None],
+                    precision[None, :], half_norm[None, :], log_amplitude[None, :], 1,
+                )  # fmt: skip
+            read = receive / tl.maximum(masses, MIN_MASS)
+            if DECAY == "splat":
+                scores = tl.sum(read[:, None, :] * paths, 2)
+            else:
+                past = tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :]
+                scores = tl.where(past, product(read, send_turned, PRECISION) * pairs, 0.0)
+            mixed = product(scores, value, PRECISION) + product(read * kept, total, PRECISION)
+            store_rows(output, mixed, row * R + receiver, real, num_heads * R, D, DB, C)
 
         mass = mass * tl.exp(faded) + tl.sum(send * left, 0)
         total = total * tl.exp(faded)[:, None] + product(send_turned * tl.trans(left), value, PRECISION)
@@ -196,9 +208,9 @@ def hand_out_kernel(
     positions, scaled, precision, half_norm, log_amplitude, contents, output,
     table, num_tokens, num_heads, num_segments, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    C: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each token receives what the splats hold, the same for all.
+    """Each token receives what the splats of its group of R heads hold, the same for all.
 
     Reads P and writes D numbers, 256 bytes: with `collect_kernel` 512, and the floor without a causal mask is 384 tied
     and 512 untied. Operations: 4 P M for the weights and 2 M D.
@@ -207,11 +219,11 @@ def hand_out_kernel(
     head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
     sequence, _segment, _last = sequence_of(program, table, num_heads, num_segments)
     centers, precision, half_norm, log_amplitude = load_splats(
-        scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
+        scaled, precision, half_norm, log_amplitude, head // R, M, P, MB, PB
     )
     m, d = tl.arange(0, MB), tl.arange(0, DB)
     content = tl.load(
-        contents + (sequence.to(tl.int64) * M + m)[:, None] * D + d[None, :],
+        contents + ((sequence // R).to(tl.int64) * M + m)[:, None] * D + d[None, :],
         mask=(m < M)[:, None] & (d < D)[None, :],
         other=0.0,
     )
@@ -231,9 +243,9 @@ def step_kernel(
     send_positions, receive_positions, values, scaled, precision, half_norm, log_amplitude, log_decay, write_gate,
     mass_before, total_before, output, mass_after, total_after, num_heads,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    DECAY: tl.constexpr, GATE: tl.constexpr,
+    R: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """One token of each sequence: the state written and read in one launch, all in fp32.
+    """One token of each sequence: the state written, and read by R heads, in one launch, all in fp32.
 
     Reads and writes the state, 2 x 4 (M D + M) bytes a head: 33 kB, beside which a token's own 512 bytes are nothing.
     """
@@ -246,12 +258,8 @@ def step_kernel(
     m, p, d = tl.arange(0, MB), tl.arange(0, PB), tl.arange(0, DB)
     token = sequence.to(tl.int64)
     place = tl.load(send_positions + token * P + p, mask=p < P, other=0.0).to(tl.float32)
-    target = tl.load(receive_positions + token * P + p, mask=p < P, other=0.0).to(tl.float32)
     value = tl.load(values + token * D + d, mask=d < D, other=0.0).to(tl.float32)
     send = shares(tl.sum(centers * place[None, :], 1), tl.sum(place * place, 0), precision, half_norm, log_amplitude, 0)
-    receive = shares(
-        tl.sum(centers * target[None, :], 1), tl.sum(target * target, 0), precision, half_norm, log_amplitude, 0
-    )
     if GATE == "head":
         send *= tl.load(write_gate + token)
     elif GATE == "splat":
@@ -264,7 +272,12 @@ def step_kernel(
         mass, total = mass * kept, total * kept[:, None]
     mass += send
     total += send[:, None] * value[None, :]
-    read = receive / tl.maximum(mass, MIN_MASS)
-    heard = tl.sum(read[:, None] * total, 0)
-    tl.store(output + token * D + d, narrow(heard, output.dtype.element_ty), mask=d < D)
+    for receiver in range(R):
+        place_here = token * R + receiver
+        target = tl.load(receive_positions + place_here * P + p, mask=p < P, other=0.0).to(tl.float32)
+        receive = shares(
+            tl.sum(centers * target[None, :], 1), tl.sum(target * target, 0), precision, half_norm, log_amplitude, 0
+        )
+        heard = tl.sum((receive / tl.maximum(mass, MIN_MASS))[:, None] * total, 0)
+        tl.store(output + place_here * D + d, narrow(heard, output.dtype.element_ty), mask=d < D)
     store_state(mass_after, total_after, sequence, mass, total, True, M, D, MB, DB, False)

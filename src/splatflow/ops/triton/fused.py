@@ -62,7 +62,8 @@ def _causal(
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     send_positions, values, _, log_decay, write_gate = sources
     if not values.numel():
-        return torch.empty_like(values), state
+        num_heads = values.shape[2] if receive_positions is None else receive_positions.shape[2]
+        return values.new_empty(*values.shape[:2], num_heads, values.shape[-1]), state
     before = [part.contiguous() for part in state]
     single = values.shape[1] == 1 and boundaries is None
     if single and not _wants_gradient(*sources, receive_positions, *splats, *before):

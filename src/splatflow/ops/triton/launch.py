@@ -1,7 +1,7 @@
 """How kernels are started, a function for each: what they are given, and room for what they write."""
 
-# B batch (N documents if packed), T token, H head, Q segment, W program, M splat, P position width, D value width,
-# G as in tiles.py
+# B batch (N documents if packed), T token, H head, R receiving heads of one that sends, Q segment, W program, M splat,
+# P position width, D value width, G as in tiles.py
 
 import functools
 import math
@@ -45,11 +45,16 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def sizes(splats: SplatTensors, width: int) -> dict[str, Any]:
-    """M, P and D, and what they are padded to."""
-    _, num_splats, position_dim = splats.scaled.shape
+def sizes(splats: SplatTensors, width: int, num_heads: int) -> dict[str, Any]:
+    """M, P and D, and what they are padded to; and R, how many of the heads share splats."""
+    num_groups, num_splats, position_dim = splats.scaled.shape
     plain = {"M": num_splats, "P": position_dim, "D": width}
-    return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}}
+    return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}, "R": num_heads // num_groups}
+
+
+def heads_of(receive_positions: Tensor | None, values: Tensor) -> int:
+    """How many heads receive what those of the values send."""
+    return values.shape[2] if receive_positions is None else receive_positions.shape[2]
 
 
 def warps(splats: SplatTensors, width: int, *, heavy: bool) -> int:
@@ -75,7 +80,7 @@ def collect(
     collect_kernel[(num_programs,)](
         *(positions, values, *splats, log_decay, write_gate, mass, total, decay),
         *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats, width, num_heads),
         C=whole.tile,
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
@@ -87,9 +92,12 @@ def collect(
     return mass, total, decay
 
 
-def of_sequences(rows: Tensor, values: Tensor, whole: Cut) -> Tensor:
-    """The sum over the segments of each sequence, or document, [B, H, ...], of what each has, [W, ...]."""
-    parts = whole.by_head(rows, values.shape[0], values.shape[2]).sum(2)
+def of_sequences(rows: Tensor, batch: int, num_groups: int, whole: Cut) -> Tensor:
+    """The sum over the segments of each sequence, or document, [B, H, ...], of what each has, [W, ...].
+
+    And over heads, if `num_groups` are fewer than those of the tokens.
+    """
+    parts = whole.by_head(rows, batch, num_groups).sum(2)
     if whole.table is None or whole.alone:
         return parts
     firsts = (whole.table[:, 3] == 0).nonzero()[:, 0]
@@ -145,15 +153,16 @@ def mix(
     num_states: int,
     whole: Cut,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [B, T, H, D], and the state after the last token, [B, H, M] and [B, H, M, D]."""
+    """Output [B, T, R H, D], and the state after the last token, [B, H, M] and [B, H, M, D]."""
     batch, num_tokens, num_heads, width = values.shape
-    output = torch.empty_like(values)
+    num_receiving = heads_of(receive_positions, values)
+    output = values.new_empty(batch, num_tokens, num_receiving, width)
     mass = values.new_empty(num_states, num_heads, splats.scaled.shape[1], dtype=torch.float32)
     total = mass.new_empty(*mass.shape, width)
     mix_kernel[(whole.num_programs(batch, num_heads),)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate, *before, output, mass, total),
         *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats, width, num_receiving),
         C=whole.tile,
         TIED=receive_positions is None,
         DECAY=grain(log_decay),
@@ -166,14 +175,14 @@ def mix(
 
 
 def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: torch.dtype, whole: Cut) -> Tensor:
-    """What targets [B, T, H, P] receive of contents [B, H, M, D]: [B, T, H, D]."""
+    """What targets [B, T, R H, P] receive of contents [B, H, M, D]: [B, T, R H, D]."""
     batch, num_tokens, num_heads, _ = positions.shape
     width = contents.shape[-1]
     output = contents.new_empty(batch, num_tokens, num_heads, width, dtype=dtype)
     hand_out_kernel[(whole.num_programs(batch, num_heads),)](
         *(positions, *splats, contents, output),
         *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats, width, num_heads),
         C=whole.tile,
         PRECISION=precision_of(positions, output),
         num_warps=warps(splats, width, heavy=False),
@@ -194,11 +203,13 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`mix` of one token."""
     batch, _, num_heads, width = values.shape
-    output, mass_after, total_after = torch.empty_like(values), torch.empty_like(mass), torch.empty_like(total)
+    num_receiving = heads_of(receive_positions, values)
+    output = values.new_empty(batch, 1, num_receiving, width)
+    mass_after, total_after = torch.empty_like(mass), torch.empty_like(total)
     step_kernel[(batch * num_heads,)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate),
         *(mass, total, output, mass_after, total_after, num_heads),
-        **sizes(splats, width),
+        **sizes(splats, width, num_receiving),
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         num_warps=warps(splats, width, heavy=False),

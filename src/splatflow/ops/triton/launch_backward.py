@@ -42,7 +42,8 @@ def mix_backward(
     output_gradient, mass_after, total_after = after
     tied, alone = receive_positions is None, whole.alone
     tokens = (send_positions, receive_positions, values, output_gradient, *splats, log_decay, write_gate)
-    shape = {**sizes(splats, width), "C": whole.tile, "EVERY": cutting.KEPT_TILES, "TIED": tied}
+    shape = sizes(splats, width, output_gradient.shape[2])
+    shape |= {"C": whole.tile, "EVERY": cutting.KEPT_TILES, "TIED": tied}
     shape |= {"DECAY": grain(log_decay), "GATE": grain(write_gate), "PRECISION": precision_of(*tokens[:3])}
     num_programs, num_splats = whole.num_programs(batch, num_heads), splats.scaled.shape[1]
 
@@ -111,7 +112,7 @@ def weighing_backward(
     weighing_backward_kernel[(num_programs,)](
         *(positions, vectors, *splats, write_gate, offsets, contents, d_positions, d_vectors, d_gate, *partial),
         *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats, width),
+        **sizes(splats, width, num_heads),
         C=whole.tile,
         GATE=grain(write_gate),
         SENDS=sends,
@@ -119,7 +120,7 @@ def weighing_backward(
         num_warps=warps(splats, width, heavy=False),
         num_stages=2,
     )
-    return d_positions, d_vectors, d_gate, summed(partial, batch, num_heads, whole)
+    return d_positions, d_vectors, d_gate, summed(partial, batch, splats.scaled.shape[0], whole)
 
 
 def per_program(splats: SplatTensors, num_programs: int) -> tuple[Tensor, Tensor, Tensor]:

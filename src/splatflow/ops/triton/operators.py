@@ -4,8 +4,8 @@ A compiler keeps them as they are, so a model that calls them is one graph. `spl
 `boundaries` those of documents packed in a batch of one, each of which has a state.
 """
 
-# B batch (of states: N documents if packed), T target token, S source token, H head, M splat, P position width, D value
-# width, W program
+# B batch (of states: N documents if packed), T target token, S source token, H head, R receiving heads of
+# one that sends, M splat, P position width, D value width, W program
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,11 +28,15 @@ def whole_of(
     return cutting.cut(num_tokens, batch * num_heads, widths, decay)
 
 
-def empty_state(values: Tensor, num_splats: int, boundaries: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    batch, _, num_heads, width = values.shape
-    num_states = batch if boundaries is None else len(boundaries) - 1
-    mass = values.new_empty(num_states, num_heads, num_splats, dtype=torch.float32)
-    return mass, mass.new_empty(*mass.shape, width)
+def empty_state(values: Tensor, scaled: Tensor, boundaries: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    num_states = values.shape[0] if boundaries is None else len(boundaries) - 1
+    mass = values.new_empty(num_states, *scaled.shape[:2], dtype=torch.float32)
+    return mass, mass.new_empty(*mass.shape, values.shape[-1])
+
+
+def empty_output(receive_positions: Tensor | None, values: Tensor) -> Tensor:
+    batch, num_tokens, _, width = values.shape
+    return values.new_empty(batch, num_tokens, launch.heads_of(receive_positions, values), width)
 
 
 def like(*parts: Tensor | None) -> list[Tensor]:
@@ -68,11 +72,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, _, num_heads, width = values.shape
     boundaries, num_splats = rest[-1], splats[0].shape[1]
-    mass, total = empty_state(values, num_splats, boundaries)
+    mass, total = empty_state(values, splats[0], boundaries)
     whole = whole_of(values, splats[0], width, log_decay, boundaries)
     segments = (whole.num_programs(batch, num_heads), num_splats)
     kept = ((0,), (0,)) if whole.alone else (segments, (*segments, width))
-    return torch.empty_like(values), mass, total, mass.new_empty(kept[0]), mass.new_empty(kept[1])
+    return empty_output(receive, values), mass, total, mass.new_empty(kept[0]), mass.new_empty(kept[1])
 
 
 @torch.library.custom_op("splatflow::mix_backward", mutates_args=())
@@ -150,10 +154,14 @@ def collect(
     write_gate: Tensor | None,
     boundaries: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Not causal: what all tokens (of a document) together send, mass [B, H, M] and total [B, H, M, D]."""
+    """Not causal: what all tokens (of a document) together send, mass [B, H, M] and total [B, H, M, D].
+
+    Splats have H heads; where tokens have R H, sums are over the R of a group too.
+    """
     whole = whole_of(values, splats[0], values.shape[-1], None, boundaries)
     parts = launch.collect(positions, values, SplatTensors(*splats), None, write_gate, whole, last_too=True)
-    mass, total = (launch.of_sequences(part, values, whole) for part in parts[:2])
+    batch, num_groups = values.shape[0], splats[0].shape[0]
+    mass, total = (launch.of_sequences(part, batch, num_groups, whole) for part in parts[:2])
     return mass, total
 
 
@@ -161,7 +169,7 @@ def collect(
 def _(
     positions: Tensor, values: Tensor, splats: Sequence[Tensor], write_gate: Tensor | None, boundaries: Any
 ) -> tuple[Tensor, Tensor]:
-    return empty_state(values, splats[0].shape[1], boundaries)
+    return empty_state(values, splats[0], boundaries)
 
 
 @torch.library.custom_op("splatflow::hand_out", mutates_args=())
@@ -172,7 +180,7 @@ def hand_out(
     dtype: torch.dtype,
     boundaries: Sequence[int] | None,
 ) -> Tensor:
-    """Not causal: what targets [B, T, H, P] receive of contents [B, H, M, D]."""
+    """Not causal: what targets [B, T, R H, P] receive of contents [B, H, M, D]."""
     whole = whole_of(positions, splats[0], contents.shape[-1], None, boundaries)
     return launch.hand_out(positions, SplatTensors(*splats), contents, dtype, whole)
 
@@ -265,4 +273,4 @@ def step(
 def _(
     send: Tensor, receive: Tensor, values: Tensor, splats: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(values), *empty_state(values, splats[0].shape[1], None)
+    return empty_output(receive, values), *empty_state(values, splats[0], None)
