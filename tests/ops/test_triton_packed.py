@@ -5,6 +5,8 @@
 import importlib.util
 import itertools
 import random
+import subprocess
+import sys
 from unittest.mock import patch
 
 import pytest
@@ -172,3 +174,30 @@ def test_documents_are_not_cut_out_for_it():
         attend(make_packed(boundaries), **packed_at(boundaries))
         with pytest.raises(AssertionError):
             attend(make_packed(boundaries), **packed_at(boundaries) | {"backend": "chunked"})
+
+
+COMPILED = """
+import torch
+from splatflow import Splats, splat_attention
+
+torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+splats = Splats(torch.randn(2, 11, 3), torch.zeros(2, 11), torch.zeros(2, 11))
+
+
+def function(positions, values, boundaries):
+    return splat_attention(positions, positions, 2 * values, splats, cu_seqlens=boundaries, backend="triton")[0] + 1
+
+
+compiled = torch.compile(function, backend="aot_eager")
+for boundaries in ([0, 3, 20], [0, 5, 20], [0, 1, 2, 20]):
+    given = torch.randn(1, 20, 2, 3), torch.randn(1, 20, 2, 5, requires_grad=True), torch.tensor(boundaries)
+    outputs = compiled(*given), function(*given)
+    gradients = [torch.autograd.grad(output.square().sum(), given[1])[0] for output in outputs]
+    assert torch.equal(*outputs) and torch.equal(*gradients)
+"""
+
+
+def test_compiled_with_other_boundaries_each_time_equals_eager():
+    """In a process of its own: the checks of shapes that conftest installs cannot be traced."""
+    outcome = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]

@@ -43,9 +43,9 @@ def fused_over_documents(
     causal: bool,
 ) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
     """The same of documents packed in a batch of one, each with its state."""
-    from .fused import fused as by_kernels
+    from .fused import fused_over_documents as by_kernels
 
-    return by_kernels(sources, targets, router, state, causal=causal, boundaries=boundaries)
+    return by_kernels(boundaries, sources, targets, router, state, causal=causal)
 
 
 def supports(router: Router, sources: Sources, targets: Targets) -> str | None:

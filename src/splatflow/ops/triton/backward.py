@@ -236,9 +236,8 @@ def mix_backward_kernel(
             cross(centers, tl.trans(place), True, PRECISION),
             tl.sum(place * place, 1)[None, :], precision[:, None], half_norm[:, None], log_amplitude[:, None], 0,
         ) * tl.trans(gate)  # fmt: skip
-        d_value = product(total_gradient, send_turned * tl.trans(left), PRECISION)  # [D, j], turned as the state is
-        mass_gradient = mass_gradient * tl.exp(faded)
-        total_gradient = total_gradient * tl.exp(faded)[None, :]
+        d_value = tl.zeros([DB, C], tl.float32)  # [D, j], turned as the gradient of the state is
+        mass_added, total_added = tl.zeros([MB], tl.float32), tl.zeros([DB, MB], tl.float32)
         unfaded, d_sent = tl.zeros([C, MB], tl.float32), tl.zeros([C, MB], tl.float32)
         for receiver in range(R):
             heard_row = row * R + receiver
@@ -263,8 +262,8 @@ def mix_backward_kernel(
                 d_send += product(d_scores_turned, read, PRECISION) + fine_product(pairs_turned, d_masses, PRECISION)
                 scores = product(read, send_turned, PRECISION) * fading_pairs(steps, C, 0, DECAY)
             d_value += product(tl.trans(q), scores, PRECISION)
-            mass_gradient += tl.sum(kept * d_masses, 0)
-            total_gradient += product(tl.trans(q), kept * read, PRECISION)
+            mass_added += tl.sum(kept * d_masses, 0)
+            total_added += product(tl.trans(q), kept * read, PRECISION)
             # a mean does not change if all of its mass fades alike; a mass below the least one is no mean
             unfaded += tl.where(masses >= MIN_MASS, 0.0, read * d_read)
 
@@ -279,6 +278,9 @@ def mix_backward_kernel(
                 precision_sum -= 0.5 * tl.sum(d_received * tl.sum(target * target, 1)[:, None], 0)
                 affinity_sum += tl.sum(d_received, 0)
 
+        d_value += product(total_gradient, send_turned * tl.trans(left), PRECISION)
+        mass_gradient = mass_gradient * tl.exp(faded) + mass_added
+        total_gradient = total_gradient * tl.exp(faded)[None, :] + total_added
         store_rows(d_values, tl.trans(d_value), row, real, num_heads, D, DB, C)
         if GATE == "head":
             gate_gradient = tl.sum(share * d_send, 1)[:, None]

@@ -3,8 +3,7 @@
 A program walks the tiles of one segment of one sequence, or packed document, and head (`tokens_of` in tiles.py).
 Bytes below are for one token and head, P = D = M = 64, bf16, without decay and gate, where a state of fp32 for each of
 the segments, of L tokens, adds 4 (M D + M) / L for each time that it is read or written. Of packed documents tokens are
-read where they lie; a program reads 24 bytes of the table of segments besides. L is then at most the length of a
-document.
+read where they lie; a program reads 24 bytes of the table of segments besides. L is at most the length of a document.
 """
 
 # B batch, T token, H head, R receiving heads of one that sends, C token of a tile, M splat, P position width,

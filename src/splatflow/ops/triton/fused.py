@@ -53,6 +53,20 @@ def fused(
     return operators.hand_out(*parts), state
 
 
+@torch.compiler.disable  # a graph would be made anew for each way that documents lie
+def fused_over_documents(
+    boundaries: Sequence[int],
+    sources: Sources,
+    targets: Targets,
+    router: Router,
+    state: SplatState,
+    *,
+    causal: bool,
+) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
+    """The same of packed documents, outside of what is compiled: how they are cut depends on where they end."""
+    return fused(sources, targets, router, state, causal=causal, boundaries=boundaries)
+
+
 def _causal(
     sources: Sources,
     receive_positions: Float[Tensor, "B T H P"] | None,
