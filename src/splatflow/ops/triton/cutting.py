@@ -72,7 +72,8 @@ def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay
 @functools.lru_cache(maxsize=32)  # layers of a model have the same documents
 def segments_of(boundaries: tuple[int, ...], tile: int, enough: int, kept_tiles: int) -> tuple[tuple[int, ...], ...]:
     """For each segment its first token, how many it has, the document, its number in that, the number of the last one
-    there, and how many states were kept before it; documents are cut into equal pieces of at least `enough` tiles.
+    there, and how many states were kept before it; documents are cut into pieces of at least `enough` tiles, the last
+    of which may have fewer.
 
     >>> segments_of((0, 5, 5, 42), tile=4, enough=3, kept_tiles=2)
     ((0, 5, 0, 0, 0, 0), (5, 0, 1, 0, 0, 1), (5, 16, 2, 0, 2, 1), (21, 16, 2, 1, 2, 3), (37, 5, 2, 2, 2, 5))

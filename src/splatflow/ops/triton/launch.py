@@ -92,17 +92,17 @@ def collect(
     return mass, total, decay
 
 
-def of_sequences(rows: Tensor, batch: int, num_groups: int, whole: Cut) -> Tensor:
+def of_sequences(rows: Tensor, num_states: int, num_groups: int, whole: Cut) -> Tensor:
     """The sum over the segments of each sequence, or document, [B, H, ...], of what each has, [W, ...].
 
     And over heads, if `num_groups` are fewer than those of the tokens.
     """
-    parts = whole.by_head(rows, batch, num_groups).sum(2)
+    parts = whole.by_head(rows, num_states, num_groups).sum(2)
     if whole.table is None or whole.alone:
         return parts
-    firsts = (whole.table[:, 3] == 0).nonzero()[:, 0]
-    ends = torch.nn.functional.pad(firsts, (0, 1), value=whole.num_segments)
-    return torch.segment_reduce(parts, "sum", offsets=ends, axis=0)
+    documents = torch.arange(num_states + 1, dtype=torch.int32, device=rows.device)
+    first_segments = torch.searchsorted(whole.table[:, 2].contiguous(), documents)
+    return torch.segment_reduce(parts, "sum", offsets=first_segments, axis=0)
 
 
 def carry(rows: Tensor, decay: Tensor, start: Tensor, whole: Cut, *, backwards: bool) -> None:

@@ -28,9 +28,12 @@ def whole_of(
     return cutting.cut(num_tokens, batch * num_heads, widths, decay)
 
 
+def num_states_of(values: Tensor, boundaries: Sequence[int] | None) -> int:
+    return values.shape[0] if boundaries is None else len(boundaries) - 1
+
+
 def empty_state(values: Tensor, scaled: Tensor, boundaries: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    num_states = values.shape[0] if boundaries is None else len(boundaries) - 1
-    mass = values.new_empty(num_states, *scaled.shape[:2], dtype=torch.float32)
+    mass = values.new_empty(num_states_of(values, boundaries), *scaled.shape[:2], dtype=torch.float32)
     return mass, mass.new_empty(*mass.shape, values.shape[-1])
 
 
@@ -160,8 +163,8 @@ def collect(
     """
     whole = whole_of(values, splats[0], values.shape[-1], None, boundaries)
     parts = launch.collect(positions, values, SplatTensors(*splats), None, write_gate, whole, last_too=True)
-    batch, num_groups = values.shape[0], splats[0].shape[0]
-    mass, total = (launch.of_sequences(part, batch, num_groups, whole) for part in parts[:2])
+    shape = (num_states_of(values, boundaries), splats[0].shape[0])
+    mass, total = (launch.of_sequences(part, *shape, whole) for part in parts[:2])
     return mass, total
 
 
