@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -156,24 +156,6 @@ def cast(arguments: Arguments, dtype: torch.dtype) -> Arguments:
 def skipping_anyway():
     """Within it the backend "reach" skips what it can, whether that pays or not, in chunks of few tokens."""
     return patch.multiple(reach_module, SHORTEST=0, FEWEST_SPLATS=0, LEAST_SKIPPED=0.0, CHUNK=13, BLOCK_ROWS=80)
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Within it, memory for numbers is NaN until it is written."""
-
-    def filled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def poison(*arguments: Any, **options: Any) -> Tensor:
-            empty = function(*arguments, **options)
-            return empty.fill_(torch.nan) if empty.is_floating_point() else empty
-
-        return poison
-
-    with (
-        patch.object(torch, "empty_like", filled(torch.empty_like)),
-        patch.object(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty)),
-    ):
-        yield
 
 
 def attend(arguments: Arguments, **options: Any) -> tuple[Tensor, SplatState]:

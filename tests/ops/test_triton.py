@@ -22,7 +22,6 @@ from cases import (
     cast,
     make_arguments,
     part_of,
-    poisoned,
     relative_error,
     results,
     unit_of,
@@ -37,29 +36,20 @@ from splatflow.ops.splats import Sources, Targets
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from splatflow.ops.triton import launch, launch_backward, operators
+from kernels import DEVICE, SEGMENT, TILE, TOLERANCE, WIDTHS, make, small_and_poisoned
+
+from splatflow.ops.triton import operators
 from splatflow.ops.triton.fused import for_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which interprets, that exp(-1e9) is 0
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TILE, SEGMENT = 16, 32
-TOLERANCE = 1e-5  # of fp32
 LENGTHS = (1, TILE - 1, TILE, TILE + 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT + 3)
-WIDTHS = ((7, 4, 5), (1, 1, 1), (17, 3, 2), (16, 16, 16), (5, 19, 3), (3, 2, 18))  # M, P, D
 NUM_CASES = 64
 
 
 @pytest.fixture(autouse=True)
 def _small_and_poisoned():
-    """Segments of two tiles; and what is not written is NaN."""
-    rules = {"TILES": dict.fromkeys(launch.TILES, TILE), "FEWEST_TILES": SEGMENT // TILE}
-    with patch.multiple(launch, **rules, PROGRAMS=1000), patch.object(launch_backward, "KEPT_TILES", 2), poisoned():
+    with small_and_poisoned():
         yield
-
-
-def make(**sizes):
-    arguments = make_arguments(**{"B": 1, "H": 2, "dtype": torch.float32, **sizes})
-    return {name: part.to(DEVICE) for name, part in arguments.items()}
 
 
 def case(number):
@@ -193,22 +183,6 @@ def test_any_split_equals_one_pass(backends, kinds):
     assert relative_error(state.total, expected_state.total) <= TOLERANCE
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_packed_documents_equal_each_by_itself(causal):
-    boundaries = [0, 1, 1, 17, 50, 53]
-    arguments = make(T=53, decay="head" if causal else None, gate="splat")
-    states = make(B=5, T=1, state=True)
-    arguments |= {name: states[name] for name in ("mass", "total")}
-    output, state = attend(arguments, causal=causal, backend="triton", cu_seqlens=torch.tensor(boundaries))
-    for number, (start, stop) in enumerate(itertools.pairwise(boundaries)):
-        document = part_of(arguments, slice(start, stop))
-        document |= {name: states[name][number : number + 1] for name in ("mass", "total")}
-        alone, after = attend(cast(document, torch.float64), causal=causal, backend="reference")
-        assert relative_error(output[:, start:stop], alone) <= TOLERANCE
-        assert relative_error(state.total[number], after.total[0]) <= TOLERANCE
-        assert relative_error(state.mass[number], after.mass[0]) <= TOLERANCE
-
-
 @pytest.mark.parametrize(
     ("causal", "kinds"), [(True, {"decay": "head"}), (True, {"decay": "splat"}), (False, {})], ids=str
 )
@@ -331,7 +305,7 @@ def test_auto_takes_it_on_cuda_if_it_can(device, top_p, built):
     router = Router(ROUTINGS["mixture"], Splats(torch.zeros(2, 11, 5), *torch.zeros(2, 2, 11)), top_p)
     sources, targets = Sources(tokens, tokens, None, None, None), Targets(tokens, None)
     chosen = dispatch._choose("auto", router, sources, targets, causal=True)
-    assert (chosen is BACKENDS["triton"].function) == (built and device == "cuda")
+    assert (chosen is BACKENDS["triton"]) == (built and device == "cuda")
 
 
 OPERATORS = {
@@ -341,9 +315,12 @@ OPERATORS = {
 }
 
 
+@pytest.mark.parametrize("boundaries", [None, [0, 5, 5, 2 * SEGMENT + 6]], ids=["", "packed"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operators_of_torch(name):
-    arguments = make(T=SEGMENT + 1, H=1, gate="splat", state=True, decay="head")
+def test_operators_of_torch(name, boundaries):
+    batch, num_tokens = (1, SEGMENT + 1) if boundaries is None else (len(boundaries) - 1, boundaries[-1])
+    arguments = make(T=num_tokens, H=1, gate="splat", decay="head")
+    arguments |= {name: part for name, part in make(B=batch, T=1, H=1, state=True).items() if name in ("mass", "total")}
     arguments["log_decay"] = arguments["log_decay"][..., None]
     splats = for_kernels(Splats(*(arguments[part] for part in ("centers", "log_scales", "log_amplitudes"))))
     given = []
@@ -353,15 +330,15 @@ def test_operators_of_torch(name):
         else:
             given.append(torch.float32 if part == "DTYPE" else arguments[part])
     given = [part.detach().contiguous().requires_grad_() if isinstance(part, torch.Tensor) else part for part in given]
-    torch.library.opcheck(getattr(operators, name), tuple(given))
+    torch.library.opcheck(getattr(operators, name), (*given, boundaries))
 
 
 COMPILED = """
 import torch
-import splatflow.ops.triton.launch as launch
+import splatflow.ops.triton.cutting as cutting
 from splatflow import Splats, splat_attention
 
-launch.FEWEST_TILES, launch.PROGRAMS = 1, 1000
+cutting.FEWEST_TILES, cutting.PROGRAMS = 1, 1000
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 torch.manual_seed(0)
 positions, values = torch.randn(1, 37, 2, 3), torch.randn(1, 37, 2, 5, requires_grad=True)

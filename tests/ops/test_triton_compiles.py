@@ -14,7 +14,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from splatflow.ops.triton import launch, launch_sparse
+from splatflow.ops.triton import cutting, launch_sparse
 
 # What would be launched is compiled instead, as a launch would have it: 1 and None are constants, pointers are aligned.
 COMPILE_ONLY = """
@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.bool: "*i1"}
-POINTERS |= {torch.float64: "*fp64", torch.int64: "*i64"}
+POINTERS |= {torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 def compile_only(kernel, *arguments, grid, warmup, num_warps=4, num_stages=3, **options):
@@ -49,25 +49,32 @@ JITFunction.run = compile_only
 """
 
 SCRIPT = """
+import splatflow.ops.triton.cutting as cutting
 import splatflow.ops.triton.launch as launch
 import splatflow.ops.triton.launch_backward as launch_backward
 from splatflow.ops import Splats
 from splatflow.ops.window_state import WindowState, each_part
 
 
-def compile_all(size, dtype, grain, tied, num_segments):
-    batch, num_tokens, num_heads, factors = 2, 160, 16, {"head": 1, "splat": size}
-    place, target, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(3))
+def compile_all(size, dtype, grain, tied, num_segments, boundaries=None, group=1):
+    num_tokens, num_heads, factors = 160, 16, {"head": 1, "splat": size}
+    batch, num_states = (2, 2) if boundaries is None else (1, len(boundaries) - 1)
+    place, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(2))
+    target = torch.empty(batch, num_tokens, num_heads * group, size, dtype=dtype)
     factor = None if grain is None else torch.empty(batch, num_tokens, num_heads, factors[grain])
     one, many = torch.empty(num_heads, size), torch.empty(num_heads, size, size)
     splats = launch.SplatTensors(many, one, one, one)
-    mass, total = torch.empty(batch, num_heads, size), torch.empty(batch, num_heads, size, size)
-    whole = launch.cut(num_tokens, batch * num_heads, (size,) * 3, launch.grain(factor))
-    whole = whole._replace(num_segments=num_segments)
+    mass, total = torch.empty(num_states, num_heads, size), torch.empty(num_states, num_heads, size, size)
+    if boundaries is None:
+        whole = cutting.cut(num_tokens, batch * num_heads, (size,) * 3, launch.grain(factor))
+        whole = whole._replace(num_segments=num_segments, alone=num_segments == 1)
+    else:
+        whole = cutting.cut_documents(boundaries, num_heads, (size,) * 3, launch.grain(factor))
+        whole = whole._replace(alone=num_segments == 1)
     before = launch.states_before(place, value, splats, factor, factor, mass, total, whole)
     receive = None if tied else target
-    launch.mix(place, receive, value, splats, factor, factor, before, whole)
-    launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (value, mass, total), whole)
+    launch.mix(place, receive, value, splats, factor, factor, before, num_states, whole)
+    launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (target, mass, total), whole)
     launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
     window = WindowState(place, value, place[..., 0, 0] > 0, factor, factor, None)
     token = each_part(lambda part: part[:, :1], window)
@@ -76,8 +83,9 @@ def compile_all(size, dtype, grain, tied, num_segments):
     launch.window_step(of_groups, torch.empty(3 * num_heads), raw, token, window, mass, total)
     launch.window_step(target[:, :1], one[:, 0], raw, token, token, mass, total)
     if grain is None:
-        launch.hand_out(target, splats, total, dtype)
-        launch_backward.weighing_backward(place, value, splats, factor, mass, total, sends=True)
+        launch.hand_out(target, splats, total, dtype, whole)
+        launch_backward.weighing_backward(place, value, splats, factor, mass, total, whole, sends=True)
+        launch_backward.weighing_backward(target, target, splats, None, mass, total, whole, sends=False)
 
 
 compile_all(CASE)
@@ -108,6 +116,11 @@ def bytes_used_by(script, folder):
         ("64, torch.bfloat16, None, True, 1", {"hand_out_kernel", "weighing_backward_kernel"}),
         ("128, torch.bfloat16, 'head', False, 3", {"collect_kernel", "carry_kernel"}),
         ("16, torch.float16, 'splat', False, 3", {"collect_kernel", "carry_kernel"}),
+        ("64, torch.bfloat16, None, False, 1, [0, 50, 50, 160]", {"hand_out_kernel", "weighing_backward_kernel"}),
+        ("128, torch.bfloat16, 'head', True, 3, [0, 50, 50, 160]", {"collect_kernel", "carry_kernel"}),
+        ("64, torch.bfloat16, None, False, 1, None, 4", {"hand_out_kernel", "weighing_backward_kernel"}),
+        ("128, torch.bfloat16, 'head', False, 3, None, 4", {"collect_kernel", "carry_kernel"}),
+        ("16, torch.float32, 'splat', False, 3, [0, 50, 50, 160], 3", {"collect_kernel", "carry_kernel"}),
     ],
 )
 def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
@@ -117,10 +130,10 @@ def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
 
 
 def test_the_rules_by_which_sequences_are_cut():
-    assert doctest.testmod(launch).failed == doctest.testmod(launch_sparse).failed == 0
+    assert doctest.testmod(cutting).failed == doctest.testmod(launch_sparse).failed == 0
     for num_tokens, num_sequences in itertools.product((1, 31, 32, 33, 1023, 1025, 100_003), (1, 7, 131, 263, 1000)):
-        for decay in launch.TILES:
-            tile, num_tiles, num_segments = launch.cut(num_tokens, num_sequences, (7, 65, 3), decay)
+        for decay in cutting.TILES:
+            tile, num_tiles, num_segments, *_ = cutting.cut(num_tokens, num_sequences, (7, 65, 3), decay)
             of_segment = tile * num_tiles
             assert (num_segments - 1) * of_segment < num_tokens <= num_segments * of_segment
-            assert num_segments == 1 or num_segments * num_sequences <= launch.PROGRAMS
+            assert num_segments == 1 or num_segments * num_sequences <= cutting.PROGRAMS

@@ -38,7 +38,7 @@ from splatflow.ops.scan import scan
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from test_triton import poisoned
+from kernels import poisoned
 from test_triton_compiles import FAST_MEMORY, bytes_used_by
 
 from splatflow.ops.triton import launch_sparse

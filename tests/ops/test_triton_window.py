@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import GRAINS, poisoned, relative_error
+from cases import GRAINS, relative_error
+from kernels import poisoned
 
 import splatflow.nn.splat_attention as layer_module
 import splatflow.ops.triton as room

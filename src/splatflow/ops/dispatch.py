@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """One way to compute the operator: `function(sources, targets, router, state, causal=)`.
 
-    `supports(router, sources, targets)` returns None, or why not.
+    `supports(router, sources, targets)` returns None, or why not. `packed(boundaries, ...)` is for packed documents;
+    without it they are cut out and laid side by side.
     """
 
     function: Mix
     supports: Callable[..., str | None]
+    packed: Mix | None = None
 
 
 def _always(router: Router, sources: Sources, targets: Targets) -> None:
@@ -67,7 +69,7 @@ BACKENDS: dict[str, Backend] = {
     "recurrent": Backend(recurrent, _always),  # token by token, the decoding step
     "sparse": Backend(with_copies(sparse), _few_touched),  # many splats, of which a token touches few
     "reach": Backend(with_copies(reach), _within_reach),  # Gaussians that end, and splats that are far from most tokens
-    "triton": Backend(triton.fused, triton.supports),  # fused kernels, on CUDA
+    "triton": Backend(triton.fused, triton.supports, triton.fused_over_documents),  # fused kernels, on CUDA
     "chunked": Backend(chunked, _always),  # the portable fast path
 }
 
@@ -175,21 +177,23 @@ def splat_attention(
     log_decay, write_gate = per_splat(log_decay, dtype), per_splat(write_gate, dtype)
     sources = Sources(send_positions, values, send_bias, log_decay, write_gate)
     targets = Targets(receive_positions, receive_bias)
-    mix = partial(_choose(backend, router, sources, targets, causal), causal=causal)
+    chosen = _choose(backend, router, sources, targets, causal)
+    mix = partial(chosen.function, causal=causal)
     if state is None:
         num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         state = SplatState.empty(values, num_sequences, router.splats.num_splats)
     state = SplatState(*state)
     with torch.autocast(values.device.type, enabled=False):  # sums and affinities are never narrower than fp32
         if cu_seqlens is not None:
-            output, state = over_documents(mix, cu_seqlens.tolist(), sources, targets, router, state)
+            over = partial(over_documents, mix) if chosen.packed is None else partial(chosen.packed, causal=causal)
+            output, state = over(cu_seqlens.tolist(), sources, targets, router, state)
         else:
             sources = sources if padding_mask is None else without_padding(padding_mask, sources)
             output, state = mix(sources, targets, router, state)
     return output.to(values.dtype), state
 
 
-def _choose(backend: str, router: Router, sources: Sources, targets: Targets, causal: bool) -> Mix:
+def _choose(backend: str, router: Router, sources: Sources, targets: Targets, causal: bool) -> Backend:
     values = sources.values
 
     def can(name: str) -> bool:
@@ -210,7 +214,7 @@ def _choose(backend: str, router: Router, sources: Sources, targets: Targets, ca
     reason = BACKENDS[backend].supports(router, sources, targets)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot do this: {reason}")
-    return BACKENDS[backend].function
+    return BACKENDS[backend]
 
 
 def _may_look(values: Tensor) -> bool:

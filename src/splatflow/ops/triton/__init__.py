@@ -8,6 +8,7 @@ They run on CUDA, and with TRITON_INTERPRET=1, set before Triton is imported, sl
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,21 @@ def fused(
     from .fused import fused as by_kernels
 
     return by_kernels(sources, targets, router, state, causal=causal)
+
+
+def fused_over_documents(
+    boundaries: Sequence[int],
+    sources: Sources,
+    targets: Targets,
+    router: Router,
+    state: SplatState,
+    *,
+    causal: bool,
+) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
+    """The same of documents packed in a batch of one, each with its state."""
+    from .fused import fused_over_documents as by_kernels
+
+    return by_kernels(boundaries, sources, targets, router, state, causal=causal)
 
 
 def supports(router: Router, sources: Sources, targets: Targets) -> str | None:

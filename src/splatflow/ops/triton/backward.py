@@ -11,7 +11,8 @@ so what receives needs the states of the past, and what sends the gradients by t
 one a program, and added up afterwards: no atomics, and the same bits each time.
 """
 
-# B batch, T token, H head, N = B H, C token of a tile (i receives, j sends), M splat, P position width, D value width
+# B batch, T token, H head, R receiving heads of one that sends, C token of a tile (i receives, j sends), M splat,
+# P position width, D value width
 
 import triton
 import triton.language as tl
@@ -22,16 +23,19 @@ from .tiles import (
     fading_pairs,
     fading_pairs_of_splats,
     fine_product,
-    kernel,
+    kept_of,
     known,
     load_fading,
     load_rows,
     load_splats,
     load_state,
     product,
+    sequence_of,
     shares,
     store_rows,
     store_state,
+    tiles_of,
+    tokens_of,
 )
 
 
@@ -59,14 +63,13 @@ def gate_of(write_gate, row, real, num_heads, M: tl.constexpr, MB: tl.constexpr,
 
 
 @triton.jit
-def mean_weights(send, receive, steps, kept, mass, C: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr):
-    """Masses [C, M] of a tile that begins with `mass`, and receive / mass, the weights that means are read with."""
+def masses_of(send, steps, kept, mass, C: tl.constexpr, DECAY: tl.constexpr, PRECISION: tl.constexpr):
+    """Masses [C, M] of a tile that begins with `mass`."""
     if DECAY == "splat":
         sent = tl.sum(fading_pairs_of_splats(steps, C) * known(send)[None, :, :], 1)
     else:
         sent = fine_product(fading_pairs(steps, C, 0, DECAY), known(send), PRECISION)
-    masses = kept * mass[None, :] + sent
-    return masses, receive / tl.maximum(masses, MIN_MASS)
+    return kept * mass[None, :] + sent
 
 
 @triton.jit
@@ -84,37 +87,36 @@ def read_gradients(
     return d_read, tl.where(masses >= MIN_MASS, -d_read * read / tl.maximum(masses, MIN_MASS), 0.0)
 
 
-@kernel
+@triton.jit
 def prepare_kernel(
     send_positions, receive_positions, values, output_gradient, scaled, precision, half_norm, log_amplitude,
     log_decay, write_gate, mass_before, total_before, kept_masses, kept_totals,
     segment_mass, segment_total, segment_decay,
-    num_tokens, num_heads, num_segments, num_kept, num_tiles,
+    table, num_tokens, num_heads, num_segments, num_kept, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    C: tl.constexpr, EVERY: tl.constexpr, ALONE: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr,
-    GATE: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr, ALONE: tl.constexpr, TIED: tl.constexpr,
+    DECAY: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Forwards through each segment: the state before each EVERY-th tile, and what the segment adds to the gradient
     by the state before it (not if it is ALONE).
 
     Reads P + D numbers (with segments, all of a token: P or 2 P and 2 D), and writes M D in bf16 (fp32 unless bf16 is
-    multiplied) and M in fp32 for EVERY C tokens: with 128 of these 256 + 66 bytes, with segments 384 or 512 + 66.
+    multiplied) and M in fp32 for EVERY C tokens: with 128 of these 256 + 66 bytes, with segments 384 or 512 + 66, and
+    256 + 256 R + 66 if R heads receive from one that sends.
     """
     program = tl.program_id(0)
-    segment, sequence = program % num_segments, program // num_segments
-    head, batch = sequence % num_heads, sequence // num_heads
+    head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
     centers, precision, half_norm, log_amplitude = load_splats(
         scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
     )
     mass, total = load_state(mass_before, total_before, program, M, D, MB, DB, True)  # [D, M]
-    start = segment * num_tiles * C
-    first = (batch.to(tl.int64) * num_tokens + start) * num_heads + head
+    kept_first, kept_stride = kept_of(program, table, num_heads, num_kept)
     fading = tl.zeros([MB], tl.float32)
     mass_gradient, total_gradient = tl.zeros([MB], tl.float32), tl.zeros([DB, MB], tl.float32)
-    for tile in range(num_tiles):
-        number = program * num_kept + tile // EVERY
+    for tile in range(tiles_of(num_here, num_tiles, C)):
+        number = kept_first + tile // EVERY * kept_stride
         store_state(kept_masses, kept_totals, number, mass, total, tile % EVERY == 0, M, D, MB, DB, True)
-        real = start + tile * C + tl.arange(0, C) < num_tokens
+        real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
         _, share = weigh(
             send_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION
@@ -123,19 +125,24 @@ def prepare_kernel(
         send = share * gate_of(write_gate, row, real, num_heads, M, MB, C, GATE)
         steps, kept, left, faded = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
         if not ALONE:
-            if TIED:
-                receive = share
-            else:
-                _, receive = weigh(
-                    receive_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude,
-                    P, PB, C, PRECISION,
-                )  # fmt: skip
-            q = load_rows(output_gradient, row, real, num_heads, D, DB, C)
-            masses, read = mean_weights(send, receive, steps, kept, mass, C, DECAY, PRECISION)
-            _, d_masses = read_gradients(q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION)
+            masses = masses_of(send, steps, kept, mass, C, DECAY, PRECISION)
             since = kept * tl.exp(fading)[None, :]  # what is left of the state before the segment
-            mass_gradient += tl.sum(since * d_masses, 0)
-            total_gradient += product(tl.trans(q), since * read, PRECISION)
+            for receiver in range(R):
+                heard_row = row * R + receiver
+                if TIED:
+                    receive = share
+                else:
+                    _target, receive = weigh(
+                        receive_positions, heard_row, real, num_heads * R, centers, precision, half_norm, log_amplitude,
+                        P, PB, C, PRECISION,
+                    )  # fmt: skip
+                q = load_rows(output_gradient, heard_row, real, num_heads * R, D, DB, C)
+                read = receive / tl.maximum(masses, MIN_MASS)
+                _d_read, d_masses = read_gradients(
+                    q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION
+                )
+                mass_gradient += tl.sum(since * d_masses, 0)
+                total_gradient += product(tl.trans(q), since * read, PRECISION)
             fading += faded
         mass = mass * tl.exp(faded) + tl.sum(send * left, 0)
         total = total * tl.exp(faded)[None, :] + product(tl.trans(value), send * left, PRECISION)
@@ -165,40 +172,41 @@ def store_splat_gradients(
     tl.store(affinity_gradient + at, d_affinity, mask=m < M)
 
 
-@kernel
+@triton.jit
 def mix_backward_kernel(
     send_positions, receive_positions, values, output_gradient, scaled, precision, half_norm, log_amplitude,
     log_decay, write_gate, kept_masses, kept_totals, mass_after, total_after,
     d_send_positions, d_receive_positions, d_values, d_log_decay, d_write_gate,
     d_scaled, d_precision, d_affinity, d_mass, d_total,
-    num_tokens, num_heads, num_segments, num_kept, num_tiles,
+    table, num_tokens, num_heads, num_segments, num_kept, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    C: tl.constexpr, EVERY: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr, TIED: tl.constexpr, DECAY: tl.constexpr, GATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Backwards through each segment, from the gradient by the state after it (`mass_after`, `total_after`).
 
     Reads P (tied) or 2 P and 2 D numbers and the kept states, writes P or 2 P and D: 640 or 896 bytes, the floor, and
-    66. With `prepare_kernel` 1,028 or 1,284 bytes, 1.6 or 1.4 times the floor; with segments 1,156 or 1,540, 1.8 or
+    66; if R heads receive from one that sends 512 + 384 R, for the gradients by what is sent are summed over them here.
+    With `prepare_kernel` 1,028 or 1,284 bytes, 1.6 or 1.4 times the floor; with segments 1,156 or 1,540, 1.8 or
     1.7 times. Between kept states what is sent is weighed again, from the cache, 1.5 times on average.
     """
     program = tl.program_id(0)
-    segment, sequence = program % num_segments, program // num_segments
-    head, batch = sequence % num_heads, sequence // num_heads
+    head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
+    sequence, segment, _last = sequence_of(program, table, num_heads, num_segments)
     centers, precision, half_norm, log_amplitude = load_splats(
         scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
     )
     mass_gradient, total_gradient = load_state(mass_after, total_after, program, M, D, MB, DB, True)  # [D, M]
-    start = segment * num_tiles * C
-    first = (batch.to(tl.int64) * num_tokens + start) * num_heads + head
+    kept_first, kept_stride = kept_of(program, table, num_heads, num_kept)
     scaled_sum, precision_sum = tl.zeros([PB, MB], tl.float32), tl.zeros([MB], tl.float32)
     affinity_sum = tl.zeros([MB], tl.float32)
-    for tile in range(num_tiles - 1, -1, -1):
+    for tile in range(tiles_of(num_here, num_tiles, C) - 1, -1, -1):
         # the state before the tile, from that before the last kept one
-        mass, total = load_state(kept_masses, kept_totals, program * num_kept + tile // EVERY, M, D, MB, DB, True)
+        number = kept_first + tile // EVERY * kept_stride
+        mass, total = load_state(kept_masses, kept_totals, number, M, D, MB, DB, True)
         total = total.to(tl.float32)
         for past_tile in range(tile - tile % EVERY, tile):
-            past_real = start + past_tile * C + tl.arange(0, C) < num_tokens
+            past_real = past_tile * C + tl.arange(0, C) < num_here
             past_row = first + past_tile * C * num_heads
             _, past_share = weigh(
                 send_positions, past_row, past_real, num_heads, centers, precision, half_norm, log_amplitude,
@@ -211,25 +219,16 @@ def mix_backward_kernel(
             added = product(tl.trans(past_value), past_send * past_left, PRECISION)
             total = total * tl.exp(past_faded)[None, :] + added
 
-        real = start + tile * C + tl.arange(0, C) < num_tokens
+        real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
         place, share = weigh(
             send_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION
         )
         value = load_rows(values, row, real, num_heads, D, DB, C)
-        q = load_rows(output_gradient, row, real, num_heads, D, DB, C)
         gate = gate_of(write_gate, row, real, num_heads, M, MB, C, GATE)
         send = share * gate
-        if TIED:
-            target, receive = place, share
-        else:
-            target, receive = weigh(
-                receive_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude,
-                P, PB, C, PRECISION,
-            )  # fmt: skip
         steps, kept, left, faded = load_fading(log_decay, row, real, num_heads, M, MB, C, DECAY)
-        masses, read = mean_weights(send, receive, steps, kept, mass, C, DECAY, PRECISION)
-        d_read, d_masses = read_gradients(q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION)
+        masses = masses_of(send, steps, kept, mass, C, DECAY, PRECISION)
 
         # products are taken anew in the other order: turning one into the other miscompiles on Hopper
         d_send = left * (mass_gradient[None, :] + product(value, total_gradient, PRECISION))
@@ -237,31 +236,60 @@ def mix_backward_kernel(
             cross(centers, tl.trans(place), True, PRECISION),
             tl.sum(place * place, 1)[None, :], precision[:, None], half_norm[:, None], log_amplitude[:, None], 0,
         ) * tl.trans(gate)  # fmt: skip
-        if DECAY == "splat":
-            pairs = fading_pairs_of_splats(steps, C)  # [i, j, M]
-            heard = product(q, tl.trans(value), PRECISION)
-            d_send += tl.sum(pairs * (heard[:, :, None] * read[:, None, :] + d_masses[:, None, :]), 0)
-            scores = tl.sum(read[:, None, :] * (pairs * send[None, :, :]), 2)
-        else:
-            pairs_turned = fading_pairs(steps, C, 1, DECAY)
-            d_scores_turned = product(value, tl.trans(q), PRECISION) * pairs_turned  # [j, i]
-            d_send += product(d_scores_turned, read, PRECISION) + fine_product(pairs_turned, d_masses, PRECISION)
-            scores = product(read, send_turned, PRECISION) * fading_pairs(steps, C, 0, DECAY)
-        d_value = product(tl.trans(q), scores, PRECISION)  # [D, j], turned as the gradient of the state is
+        d_value = tl.zeros([DB, C], tl.float32)  # [D, j], turned as the gradient of the state is
+        mass_added, total_added = tl.zeros([MB], tl.float32), tl.zeros([DB, MB], tl.float32)
+        unfaded, d_sent = tl.zeros([C, MB], tl.float32), tl.zeros([C, MB], tl.float32)
+        for receiver in range(R):
+            heard_row = row * R + receiver
+            q = load_rows(output_gradient, heard_row, real, num_heads * R, D, DB, C)
+            if TIED:
+                target, receive = place, share
+            else:
+                target, receive = weigh(
+                    receive_positions, heard_row, real, num_heads * R, centers, precision, half_norm, log_amplitude,
+                    P, PB, C, PRECISION,
+                )  # fmt: skip
+            read = receive / tl.maximum(masses, MIN_MASS)
+            d_read, d_masses = read_gradients(q, value, send, steps, kept, read, masses, total, C, DECAY, PRECISION)
+            if DECAY == "splat":
+                pairs = fading_pairs_of_splats(steps, C)  # [i, j, M]
+                heard = product(q, tl.trans(value), PRECISION)
+                d_send += tl.sum(pairs * (heard[:, :, None] * read[:, None, :] + d_masses[:, None, :]), 0)
+                scores = tl.sum(read[:, None, :] * (pairs * send[None, :, :]), 2)
+            else:
+                pairs_turned = fading_pairs(steps, C, 1, DECAY)
+                d_scores_turned = product(value, tl.trans(q), PRECISION) * pairs_turned  # [j, i]
+                d_send += product(d_scores_turned, read, PRECISION) + fine_product(pairs_turned, d_masses, PRECISION)
+                scores = product(read, send_turned, PRECISION) * fading_pairs(steps, C, 0, DECAY)
+            d_value += product(tl.trans(q), scores, PRECISION)
+            mass_added += tl.sum(kept * d_masses, 0)
+            total_added += product(tl.trans(q), kept * read, PRECISION)
+            # a mean does not change if all of its mass fades alike; a mass below the least one is no mean
+            unfaded += tl.where(masses >= MIN_MASS, 0.0, read * d_read)
+
+            d_received = through_shares(receive, d_read / tl.maximum(masses, MIN_MASS))
+            if TIED:
+                d_sent += d_received
+            else:
+                drawn = tl.sum(d_received * precision[None, :], 1)[:, None]
+                moved = product(d_received, centers, PRECISION) - target * drawn
+                store_rows(d_receive_positions, moved, heard_row, real, num_heads * R, P, PB, C)
+                scaled_sum += product(tl.trans(target), d_received, PRECISION)
+                precision_sum -= 0.5 * tl.sum(d_received * tl.sum(target * target, 1)[:, None], 0)
+                affinity_sum += tl.sum(d_received, 0)
+
         d_value += product(total_gradient, send_turned * tl.trans(left), PRECISION)
+        mass_gradient = mass_gradient * tl.exp(faded) + mass_added
+        total_gradient = total_gradient * tl.exp(faded)[None, :] + total_added
         store_rows(d_values, tl.trans(d_value), row, real, num_heads, D, DB, C)
         if GATE == "head":
             gate_gradient = tl.sum(share * d_send, 1)[:, None]
             store_rows(d_write_gate, gate_gradient, row, real, num_heads, 1, 1, C)
         elif GATE == "splat":
             store_rows(d_write_gate, share * d_send, row, real, num_heads, M, MB, C)
-
-        mass_gradient = mass_gradient * tl.exp(faded) + tl.sum(kept * d_masses, 0)
-        total_gradient = total_gradient * tl.exp(faded)[None, :] + product(tl.trans(q), kept * read, PRECISION)
         if DECAY != "none":
             across = mass_gradient * mass + tl.sum(total_gradient * total, 0)
-            # a mean does not change if all of its mass fades alike; a mass below the least one is no mean
-            passed = tl.where(masses >= MIN_MASS, 0.0, read * d_read) - send * d_send
+            passed = unfaded - send * d_send
             d_steps = across[None, :] - (tl.cumsum(passed, 0) - passed)
             if DECAY == "splat":
                 store_rows(d_log_decay, d_steps, row, real, num_heads, M, MB, C)
@@ -269,35 +297,25 @@ def mix_backward_kernel(
                 store_rows(d_log_decay, tl.sum(d_steps, 1)[:, None], row, real, num_heads, 1, 1, C)
 
         # from weights to positions and splats
-        d_sent = through_shares(share, d_send * gate)
-        d_received = through_shares(receive, d_read / tl.maximum(masses, MIN_MASS))
-        if TIED:
-            d_sent += d_received
+        d_sent += through_shares(share, d_send * gate)
         moved = product(d_sent, centers, PRECISION) - place * tl.sum(d_sent * precision[None, :], 1)[:, None]
         store_rows(d_send_positions, moved, row, real, num_heads, P, PB, C)
         scaled_sum += product(tl.trans(place), d_sent, PRECISION)
         precision_sum -= 0.5 * tl.sum(d_sent * tl.sum(place * place, 1)[:, None], 0)
         affinity_sum += tl.sum(d_sent, 0)
-        if not TIED:
-            drawn = tl.sum(d_received * precision[None, :], 1)[:, None]
-            moved = product(d_received, centers, PRECISION) - target * drawn
-            store_rows(d_receive_positions, moved, row, real, num_heads, P, PB, C)
-            scaled_sum += product(tl.trans(target), d_received, PRECISION)
-            precision_sum -= 0.5 * tl.sum(d_received * tl.sum(target * target, 1)[:, None], 0)
-            affinity_sum += tl.sum(d_received, 0)
     store_splat_gradients(
         d_scaled, d_precision, d_affinity, program, scaled_sum, precision_sum, affinity_sum, M, P, MB, PB
     )
     store_state(d_mass, d_total, sequence, mass_gradient, total_gradient, segment == 0, M, D, MB, DB, True)
 
 
-@kernel
+@triton.jit
 def weighing_backward_kernel(
     positions, vectors, scaled, precision, half_norm, log_amplitude, write_gate, offsets, contents,
     d_positions, d_vectors, d_write_gate, d_scaled, d_precision, d_affinity,
-    num_tokens, num_heads, num_segments, num_tiles,
+    table, num_tokens, num_heads, num_segments, num_tiles,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, MB: tl.constexpr, PB: tl.constexpr, DB: tl.constexpr,
-    C: tl.constexpr, GATE: tl.constexpr, SENDS: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, GATE: tl.constexpr, SENDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Without a causal mask the gradient by a weight is <vector, content> + offset of its token and splat.
 
@@ -306,20 +324,18 @@ def weighing_backward_kernel(
     or 512 bytes; with `collect_kernel` for the gradient by the contents (256) 1,152 of both sides, floor 896.
     """
     program = tl.program_id(0)
-    segment, sequence = program % num_segments, program // num_segments
-    head, batch = sequence % num_heads, sequence // num_heads
+    head, first, num_here = tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C)
+    sequence, _segment, _last = sequence_of(program, table, num_heads, num_segments)
     centers, precision, half_norm, log_amplitude = load_splats(
-        scaled, precision, half_norm, log_amplitude, head, M, P, MB, PB
+        scaled, precision, half_norm, log_amplitude, head // R, M, P, MB, PB
     )
-    offset, content_turned = load_state(offsets, contents, sequence, M, D, MB, DB, True)
+    offset, content_turned = load_state(offsets, contents, sequence // R, M, D, MB, DB, True)
     if SENDS:
-        _, content = load_state(offsets, contents, sequence, M, D, MB, DB, False)
-    start = segment * num_tiles * C
-    first = (batch.to(tl.int64) * num_tokens + start) * num_heads + head
+        _, content = load_state(offsets, contents, sequence // R, M, D, MB, DB, False)
     scaled_sum, precision_sum = tl.zeros([PB, MB], tl.float32), tl.zeros([MB], tl.float32)
     affinity_sum = tl.zeros([MB], tl.float32)
-    for tile in range(num_tiles):
-        real = start + tile * C + tl.arange(0, C) < num_tokens
+    for tile in range(tiles_of(num_here, num_tiles, C)):
+        real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
         place, share = weigh(
             positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION

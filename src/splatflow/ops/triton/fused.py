@@ -4,10 +4,11 @@ causal:   the kernels walk tiles of C tokens as `chunked` does its chunks, the s
 not so:   one kernel sums up what is sent, one hands out what the splats then hold
 """
 
-# B batch, T target token, S source token, H head, M splat, D value width
+# B batch (of states: N documents if packed), T target token, S source token, H head, M splat, D value width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,23 +25,47 @@ if TYPE_CHECKING:
 
 
 def fused(
-    sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
+    sources: Sources,
+    targets: Targets,
+    router: Router,
+    state: SplatState,
+    *,
+    causal: bool,
+    boundaries: Sequence[int] | None = None,
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
-    """Output and final state. What is not contiguous is copied first."""
+    """Output and final state; of documents packed between `boundaries`, each with its state.
+
+    What is not contiguous is copied first. Packed documents are read where they lie: nothing is gathered or padded.
+    """
     assert isinstance(router.splats, Splats), "supports has seen to it"
     tied = sources.positions is targets.positions
     sources, targets = each(torch.Tensor.contiguous, sources), each(torch.Tensor.contiguous, targets)
     splats = for_kernels(router.splats)
     if causal:
-        return _causal(sources, None if tied else targets.positions, splats, state)
+        return _causal(sources, None if tied else targets.positions, splats, state, boundaries)
     positions, values = sources.positions, sources.values
     if values.numel():
-        mass, total = operators.collect(positions, values, [*splats], sources.write_gate)
+        mass, total = operators.collect(positions, values, [*splats], sources.write_gate, boundaries)
         state = SplatState(state.mass + mass, state.total + total)
     contents = state.contents(running_mean=True)
     if not targets.positions.numel():
         return values.new_empty(*targets.positions.shape[:3], values.shape[-1]), state
-    return operators.hand_out(targets.positions, contents.contiguous(), [*splats], values.dtype), state
+    parts = (targets.positions, contents.contiguous(), [*splats], values.dtype, boundaries)
+    return operators.hand_out(*parts), state
+
+
+@torch.compiler.disable  # a graph would be made anew for each way that documents lie
+def fused_over_documents(
+    boundaries: Sequence[int],
+    sources: Sources,
+    targets: Targets,
+    router: Router,
+    state: SplatState,
+    *,
+    causal: bool,
+) -> tuple[Float[Tensor, "1 T H D"], SplatState]:
+    """The same of packed documents, outside of what is compiled: how they are cut depends on where they end."""
+    return fused(sources, targets, router, state, causal=causal, boundaries=boundaries)
 
 
 def window_step(
@@ -69,18 +94,24 @@ def _with_grains(tokens: WindowState) -> WindowState:
 
 
 def _causal(
-    sources: Sources, receive_positions: Float[Tensor, "B T H P"] | None, splats: SplatTensors, state: SplatState
+    sources: Sources,
+    receive_positions: Float[Tensor, "B T H P"] | None,
+    splats: SplatTensors,
+    state: SplatState,
+    boundaries: Sequence[int] | None,
 ) -> tuple[Float[Tensor, "B T H D"], SplatState]:
     send_positions, values, _, log_decay, write_gate = sources
     if not values.numel():
-        return torch.empty_like(values), state
+        num_heads = values.shape[2] if receive_positions is None else receive_positions.shape[2]
+        return values.new_empty(*values.shape[:2], num_heads, values.shape[-1]), state
     before = [part.contiguous() for part in state]
-    if values.shape[1] == 1 and not wants_gradient(*sources, receive_positions, *splats, *before):
+    single = values.shape[1] == 1 and boundaries is None
+    if single and not wants_gradient(*sources, receive_positions, *splats, *before):
         target = send_positions if receive_positions is None else receive_positions
         output, *after = operators.step(send_positions, target, values, [*splats], log_decay, write_gate, *before)
     else:
         output, *after = operators.mix(
-            send_positions, receive_positions, values, [*splats], log_decay, write_gate, *before
+            send_positions, receive_positions, values, [*splats], log_decay, write_gate, *before, boundaries
         )[:3]
     return output, SplatState(*after)
 

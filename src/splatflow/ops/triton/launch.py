@@ -1,6 +1,7 @@
-"""How kernels are cut and started: tiles and segments by rule, the splats as kernels want them, a function for each."""
+"""How kernels are started, a function for each: what they are given, and room for what they write."""
 
-# B batch, T token, H head, N = B H, Q segment, M splat, P position width, D value width, G as in tiles.py
+# B batch (N documents if packed), T token, H head, R receiving heads of one that sends, Q segment, W program, M splat,
+# P position width, D value width, G as in tiles.py
 
 import functools
 import math
@@ -12,14 +13,10 @@ from torch import Tensor
 
 from ..splats import Splats
 from ..window_state import WindowState, each_part
+from .cutting import WIDE, Cut
 from .forward import carry_kernel, collect_kernel, hand_out_kernel, mix_kernel, step_kernel
 from .steps import window_step_kernel
 
-PROGRAMS = 264  # wanted, and not more: two for each of the 132 processors of a Hopper GPU
-FEWEST_TILES = 32  # of a segment, so that its state is few bytes beside its tokens
-WIDE = 64  # beyond that a tile has half the tokens, so that what is made of it fits into registers
-# tokens of a tile, by what decays, if nothing is wider than WIDE; with a decay a splat each of its pairs has M factors
-TILES = {"none": 32, "head": 32, "splat": 16}
 WINDOW_TILE = 32  # tokens of the window that a step hears at a time
 # how numbers are multiplied: fp16 as tf32, which has its digits and the range that a weight over a mass needs; fp32 as
 # the sum of three products of tf32, which is exact to about 2^-22
@@ -33,14 +30,6 @@ class SplatTensors(NamedTuple):
     precision: Tensor  # [H, M], 1 / sigma^2
     half_norm: Tensor  # [H, M], |center|^2 / (2 sigma^2)
     log_amplitude: Tensor  # [H, M]
-
-
-class Cut(NamedTuple):
-    """How T tokens are cut: Q segments of `num_tiles` tiles of `tile` tokens."""
-
-    tile: int
-    num_tiles: int
-    num_segments: int
 
 
 def grain(factor: Tensor | None) -> str:
@@ -60,23 +49,16 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def cut(num_tokens: int, num_sequences: int, widths: tuple[int, int, int], decay: str = "none") -> Cut:
-    """Few segments, but enough to occupy a GPU: what is one segment is read only once.
-
-    >>> cut(1000, 1024, (64, 64, 64)), cut(100_000, 16, (64, 64, 64))
-    (Cut(tile=32, num_tiles=32, num_segments=1), Cut(tile=32, num_tiles=196, num_segments=16))
-    """
-    tile = TILES[decay] if max(widths) <= WIDE else max(16, TILES[decay] // 2)
-    tiles = math.ceil(num_tokens / tile)
-    num_tiles = min(tiles, max(FEWEST_TILES, math.ceil(tiles / max(1, PROGRAMS // num_sequences))))
-    return Cut(tile, num_tiles, math.ceil(tiles / num_tiles))
-
-
-def sizes(centers: Tensor, width: int) -> dict[str, Any]:
-    """M, P and D of centers [H, M, P], and what they are padded to."""
-    _, num_splats, position_dim = centers.shape
+def sizes(centers: Tensor, width: int, num_heads: int) -> dict[str, Any]:
+    """M, P and D, and what they are padded to; and R, how many of so many heads share splats, of centers [H, M, P]."""
+    num_groups, num_splats, position_dim = centers.shape
     plain = {"M": num_splats, "P": position_dim, "D": width}
-    return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}}
+    return {**plain, **{f"{name}B": padded(size) for name, size in plain.items()}, "R": num_heads // num_groups}
+
+
+def heads_of(receive_positions: Tensor | None, values: Tensor) -> int:
+    """How many heads receive what those of the values send."""
+    return values.shape[2] if receive_positions is None else receive_positions.shape[2]
 
 
 def warps(centers: Tensor, width: int, *, heavy: bool) -> int:
@@ -91,20 +73,22 @@ def collect(
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     whole: Cut,
-    num_walked: int,
+    *,
+    last_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each of the first `num_walked` segments adds, [N, Q, M] and [N, Q, M, D], and log of what it leaves."""
+    """What each segment adds, [W, M] and [W, M, D], and log of what it leaves; not the last ones, if not asked for."""
     batch, num_tokens, num_heads, width = values.shape
-    num_splats = splats.scaled.shape[1]
-    mass = positions.new_empty(batch * num_heads, whole.num_segments, num_splats, dtype=torch.float32)
+    num_programs = whole.num_programs(batch, num_heads)
+    mass = positions.new_empty(num_programs, splats.scaled.shape[1], dtype=torch.float32)
     total, decay = mass.new_empty(*mass.shape, width), torch.empty_like(mass)
-    collect_kernel[(mass.shape[0] * num_walked,)](
+    collect_kernel[(num_programs,)](
         *(positions, values, *splats, log_decay, write_gate, mass, total, decay),
-        *(num_tokens, num_heads, whole.num_segments, num_walked, whole.num_tiles),
-        **sizes(splats.scaled, width),
+        *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        **sizes(splats.scaled, width, num_heads),
         C=whole.tile,
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
+        ALL=last_too,
         PRECISION=precision_of(positions, values),
         num_warps=warps(splats.scaled, width, heavy=False),
         num_stages=2,
@@ -112,11 +96,28 @@ def collect(
     return mass, total, decay
 
 
-def carry(rows: Tensor, decay: Tensor, start: Tensor, *, backwards: bool) -> None:
-    """In place, from what each segment adds to [N, Q, M, X], what there is before it (backwards: after it)."""
-    sequences, num_segments, num_splats, width = rows.shape
+def of_sequences(rows: Tensor, num_states: int, num_groups: int, whole: Cut) -> Tensor:
+    """The sum over the segments of each sequence, or document, [B, H, ...], of what each has, [W, ...].
+
+    And over heads, if `num_groups` are fewer than those of the tokens.
+    """
+    parts = whole.by_head(rows, num_states, num_groups).sum(2)
+    if whole.table is None or whole.alone:
+        return parts
+    documents = torch.arange(num_states + 1, dtype=torch.int32, device=rows.device)
+    first_segments = torch.searchsorted(whole.table[:, 2].contiguous(), documents)
+    return torch.segment_reduce(parts, "sum", offsets=first_segments, axis=0)
+
+
+def carry(rows: Tensor, decay: Tensor, start: Tensor, whole: Cut, *, backwards: bool) -> None:
+    """In place, from what each segment adds to [W, M, X], what there is before it (backwards: after it).
+
+    It begins with `start` [B, H, M, X].
+    """
+    num_programs, num_splats, width = rows.shape
+    sequences = num_programs if whole.table is not None else num_programs // whole.num_segments
     carry_kernel[(sequences, math.ceil(num_splats / 4))](
-        *(rows, decay, start, num_segments, num_segments),
+        *(rows, decay, start, whole.table, start.shape[1], whole.num_segments),
         M=num_splats,
         X=width,
         XB=triton.next_power_of_2(width),
@@ -136,14 +137,12 @@ def states_before(
     total: Tensor,
     whole: Cut,
 ) -> tuple[Tensor, Tensor]:
-    """Mass and total before each segment, [N, Q, M] and [N, Q, M, D]; with one segment, what was given."""
-    if whole.num_segments == 1:
+    """Mass and total before each segment, [W, M] and [W, M, D]; with one segment, what was given."""
+    if whole.alone:
         return mass, total
-    masses, totals, decay = collect(
-        send_positions, values, splats, log_decay, write_gate, whole, whole.num_segments - 1
-    )
-    carry(masses[..., None], decay, mass, backwards=False)
-    carry(totals, decay, total, backwards=False)
+    masses, totals, decay = collect(send_positions, values, splats, log_decay, write_gate, whole, last_too=False)
+    carry(masses[..., None], decay, mass, whole, backwards=False)
+    carry(totals, decay, total, whole, backwards=False)
     return masses, totals
 
 
@@ -155,17 +154,19 @@ def mix(
     log_decay: Tensor | None,
     write_gate: Tensor | None,
     before: tuple[Tensor, Tensor],
+    num_states: int,
     whole: Cut,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [B, T, H, D], and the state after the last token, [B, H, M] and [B, H, M, D]."""
+    """Output [B, T, R H, D], and the state after the last token, [B, H, M] and [B, H, M, D]."""
     batch, num_tokens, num_heads, width = values.shape
-    output = torch.empty_like(values)
-    mass = values.new_empty(batch, num_heads, splats.scaled.shape[1], dtype=torch.float32)
+    num_receiving = heads_of(receive_positions, values)
+    output = values.new_empty(batch, num_tokens, num_receiving, width)
+    mass = values.new_empty(num_states, num_heads, splats.scaled.shape[1], dtype=torch.float32)
     total = mass.new_empty(*mass.shape, width)
-    mix_kernel[(batch * num_heads * whole.num_segments,)](
+    mix_kernel[(whole.num_programs(batch, num_heads),)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate, *before, output, mass, total),
-        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats.scaled, width),
+        *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        **sizes(splats.scaled, width, num_receiving),
         C=whole.tile,
         TIED=receive_positions is None,
         DECAY=grain(log_decay),
@@ -177,16 +178,15 @@ def mix(
     return output, mass, total
 
 
-def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: torch.dtype) -> Tensor:
-    """What targets [B, T, H, P] receive of contents [B, H, M, D]: [B, T, H, D]."""
+def hand_out(positions: Tensor, splats: SplatTensors, contents: Tensor, dtype: torch.dtype, whole: Cut) -> Tensor:
+    """What targets [B, T, R H, P] receive of contents [B, H, M, D]: [B, T, R H, D]."""
     batch, num_tokens, num_heads, _ = positions.shape
     width = contents.shape[-1]
-    whole = cut(num_tokens, batch * num_heads, (*splats.scaled.shape[1:], width))
     output = contents.new_empty(batch, num_tokens, num_heads, width, dtype=dtype)
-    hand_out_kernel[(batch * num_heads * whole.num_segments,)](
+    hand_out_kernel[(whole.num_programs(batch, num_heads),)](
         *(positions, *splats, contents, output),
-        *(num_tokens, num_heads, whole.num_segments, whole.num_tiles),
-        **sizes(splats.scaled, width),
+        *(whole.table, num_tokens, num_heads, whole.num_segments, whole.num_tiles),
+        **sizes(splats.scaled, width, num_heads),
         C=whole.tile,
         PRECISION=precision_of(positions, output),
         num_warps=warps(splats.scaled, width, heavy=False),
@@ -207,11 +207,13 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`mix` of one token."""
     batch, _, num_heads, width = values.shape
-    output, mass_after, total_after = torch.empty_like(values), torch.empty_like(mass), torch.empty_like(total)
+    num_receiving = heads_of(receive_positions, values)
+    output = values.new_empty(batch, 1, num_receiving, width)
+    mass_after, total_after = torch.empty_like(mass), torch.empty_like(total)
     step_kernel[(batch * num_heads,)](
         *(send_positions, receive_positions, values, *splats, log_decay, write_gate),
         *(mass, total, output, mass_after, total_after, num_heads),
-        **sizes(splats.scaled, width),
+        **sizes(splats.scaled, width, num_receiving),
         DECAY=grain(log_decay),
         GATE=grain(write_gate),
         num_warps=warps(splats.scaled, width, heavy=False),
@@ -241,9 +243,8 @@ def window_step(
         *(tokens.send_positions, receive_positions, *tokens[1:5], *window[:5]),
         *(*splats[:3], log_scale, mass, total, near, far, mass_after, total_after, *after[:5]),
         *(window_size, num_senders, math.ceil((window_size - 1) / WINDOW_TILE)),
-        **sizes(splats.centers, width),
+        **sizes(splats.centers, width, num_receivers),
         C=WINDOW_TILE,
-        R=num_receivers // num_senders,
         DECAY=grain(window.log_decay),
         GATE=grain(window.write_gate),
         num_warps=warps(splats.centers, width, heavy=False),

@@ -8,8 +8,8 @@ import triton.language as tl
 
 from .tiles import (
     LOG2_THETA,
+    counted,
     heard_of,
-    kernel,
     load_rows,
     load_state,
     make_splats,
@@ -38,7 +38,7 @@ def keep_rows(before, after, row, exist, wanted, num_senders, X: tl.constexpr, X
     return rows
 
 
-@kernel
+@triton.jit
 def window_step_kernel(
     send_positions, receive_positions, values, real, log_decay, write_gate,
     positions_before, values_before, real_before, log_decay_before, write_gate_before,
@@ -93,7 +93,7 @@ def window_step_kernel(
     most = tl.sum(query * place, 0)
     weight = 1.0
 
-    for tile in range(num_tiles):
+    for tile in range(counted(num_tiles)):
         rows = tile * C + tl.arange(0, C)
         exist = rows < window_size - 1
         row = first + tile * C * num_senders

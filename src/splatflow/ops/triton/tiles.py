@@ -21,12 +21,56 @@ MIN_MASS = tl.constexpr(splats.MIN_MASS)
 LOG2_THETA = tl.constexpr(math.log2(window.THETA))
 
 
-def kernel(function):
-    """A kernel. To the interpreter `num_tiles` is a constant, for it cannot count to a number passed at run time."""
-    jitted = triton.jit(function)
-    if IS_INTERPRETED and "num_tiles" in jitted.arg_names:
-        jitted.rewrite().__annotations__["num_tiles"] = "constexpr"
-    return jitted
+@triton.jit
+def tokens_of(program, table, num_tokens, num_heads, num_segments, num_tiles, C: tl.constexpr):
+    """What a program works on: its head, the row of its first token (of all tokens and heads), and how many there are
+    from there on.
+
+    Programs are numbered by (sequence, head, segment). Packed documents have a `table` [Q, 6] with a row for each
+    segment, and programs are numbered by (segment, head): what there is once a segment and head lies in that order.
+    """
+    if table is None:
+        segment, sequence = program % num_segments, program // num_segments
+        head, batch = sequence % num_heads, sequence // num_heads
+        start = segment * num_tiles * C
+        return head, (batch.to(tl.int64) * num_tokens + start) * num_heads + head, num_tokens - start
+    else:
+        entry, head = table + program // num_heads * 6, program % num_heads
+        return head, tl.load(entry).to(tl.int64) * num_heads + head, tl.load(entry + 1)
+
+
+@triton.jit
+def sequence_of(program, table, num_heads, num_segments):
+    """The number of a program's sequence (or document) and head, which of the segments there it has, and the last."""
+    if table is None:
+        return program // num_segments, program % num_segments, num_segments - 1
+    else:
+        entry, head = table + program // num_heads * 6, program % num_heads
+        return tl.load(entry + 2) * num_heads + head, tl.load(entry + 3), tl.load(entry + 4)
+
+
+@triton.jit
+def kept_of(program, table, num_heads, num_kept):
+    """The number of the first state that is kept of a program's segment, and how far it is from one to the next."""
+    if table is None:
+        return program * num_kept, 1
+    else:
+        return tl.load(table + program // num_heads * 6 + 5) * num_heads + program % num_heads, num_heads
+
+
+@triton.jit
+def counted(number):
+    """A number as what a loop runs to: the interpreter counts to none but Python's own."""
+    if INTERPRETED:
+        return number.handle.data.item()
+    else:
+        return number
+
+
+@triton.jit
+def tiles_of(num_here, num_tiles, C: tl.constexpr):
+    """How many tiles a program walks, that has a segment of `num_tiles` at most."""
+    return counted(tl.minimum(num_tiles, tl.cdiv(num_here, C)))
 
 
 @triton.jit
