@@ -10,7 +10,7 @@ largest score, and of equals the one of the lower number; what was taken is less
 import triton
 import triton.language as tl
 
-from .tiles import kernel, load_rows, product
+from .tiles import load_rows, product
 
 LEAST = tl.constexpr(-3.4028234663852886e38)  # of fp32: what is infinitely far counts as so far
 TAKEN = tl.constexpr(-(2**63))
@@ -77,7 +77,7 @@ def best_of_half(
     return largest(tl.where((k < K)[None, :], ranked(scores, k[None, :]), TAKEN), COUNT, L)
 
 
-@kernel
+@triton.jit
 def best_pairs_kernel(
     positions, factors, bias, in_first, in_second, num_tokens, num_heads,
     P: tl.constexpr, K: tl.constexpr, PB: tl.constexpr, KB: tl.constexpr, C: tl.constexpr,

@@ -14,8 +14,6 @@ left, of differences of fp64. None: nothing fades. Numbers that a product with 0
 import triton
 import triton.language as tl
 
-from .tiles import kernel
-
 
 @triton.jit
 def left(then, before):
@@ -34,7 +32,7 @@ def within(rows, times, C: tl.constexpr, FADES: tl.constexpr):
         return tl.cumsum(rows, 0)
 
 
-@kernel
+@triton.jit
 def segment_sums_kernel(
     rows, by, rank, starts, times, segment_sums, num_events, num_segments, width,
     C: tl.constexpr, LENGTH: tl.constexpr, XB: tl.constexpr, FADES: tl.constexpr,
@@ -60,7 +58,7 @@ def segment_sums_kernel(
         tl.store(segment_sums + number * width + x, total, mask=x < width)
 
 
-@kernel
+@triton.jit
 def running_sums_kernel(
     rows, by, rank, starts, times, segment_sums, sums, num_events, num_segments, width,
     C: tl.constexpr, LENGTH: tl.constexpr, XB: tl.constexpr, FADES: tl.constexpr,
@@ -111,7 +109,7 @@ def running_sums_kernel(
             start += C
 
 
-@kernel
+@triton.jit
 def look_up_kernel(
     table, sums, by, times, begin, read_at, last, found, num_events, num_rows, width,
     C: tl.constexpr, XB: tl.constexpr, FADES: tl.constexpr,
@@ -145,7 +143,7 @@ def look_up_kernel(
     tl.store(at, heard + stood, mask=real[:, None] & inside)
 
 
-@kernel
+@triton.jit
 def add_last_kernel(
     table, sums, sorted_at, by, times, end, num_events, num_rows, width,
     C: tl.constexpr, XB: tl.constexpr, FADES: tl.constexpr,
