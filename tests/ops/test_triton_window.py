@@ -11,7 +11,6 @@ import random
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -22,9 +21,8 @@ from kernels import poisoned
 import splatflow.nn.splat_attention as layer_module
 import splatflow.ops.triton as room
 from splatflow.nn import SplatAttention
-from splatflow.ops import ROUTINGS, Splats, SplatState, Transform, hybrid
+from splatflow.ops import Splats, SplatState, Transform, hybrid
 from splatflow.ops.hybrid import Heard, hybrid_attention
-from splatflow.ops.routing import Router
 from splatflow.ops.splats import Targets
 from splatflow.ops.window_state import WindowState, each_part, empty_window
 
@@ -254,23 +252,30 @@ REFUSED = {
     "there are 0 sequences of 1": lambda given: {
         **given,
         "tokens": each_part(lambda part: part[:0], given["tokens"]),
+        "targets": Targets(given["targets"].positions[:0], None),
+        "window": each_part(lambda part: part[:0], given["window"]),
+        "state": SplatState(*(part[:0] for part in given["state"])),
+    },
+    "a window of at least one token": lambda given: {
+        **given,
+        "window": each_part(lambda part: part[:, :0], given["window"]),
     },
     "the routing 'mixture' alone": lambda given: {**given, "routing": "gaussian"},
     "top_p is 2": lambda given: {**given, "top_p": 2},
     "receive_mixing": lambda given: {**given, "receive_mixing": torch.eye(7).expand(2, 7, 7)},
     "transform": lambda given: {**given, "transform": Transform(torch.zeros(2, 7, 5), torch.zeros(2, 7, 5))},
-    "send_bias": changed("tokens", send_bias=torch.zeros(2, 1, 2, 7)),
+    "send_bias": lambda given: {
+        **given,
+        "tokens": given["tokens"]._replace(send_bias=torch.zeros(2, 1, 2, 7)),
+        "window": given["window"]._replace(send_bias=torch.zeros(2, 5, 2, 7)),
+    },
     "receive_bias": changed("targets", bias=torch.zeros(2, 1, 2, 7)),
-    "as many heads receive from each that sends, and 3 do from 2": changed(
-        "targets", positions=torch.zeros(2, 1, 3, 4)
-    ),
     "the width of positions is 3": lambda given: make(P=3),
     "the number of splats is 129, expected 1 to 128": lambda given: make(M=129),
     "values is torch.float64 in the window and torch.float32 of the token": changed(
         "window", values=torch.zeros(2, 5, 2, 5, dtype=torch.float64)
     ),
-    "expected torch.float32": changed("state", mass=torch.zeros(2, 2, 7, dtype=torch.bfloat16)),
-    "send_positions is torch.float64": lambda given: cast(given, torch.float64, torch.float32),
+    "expected torch.float32": lambda given: cast(given, torch.float64, torch.float64),
     "it has no gradient, and one is wanted": lambda given: {**given, "log_scale": given["log_scale"].requires_grad_()},
 }
 
@@ -292,13 +297,36 @@ def test_where_it_cannot_run_it_is_refused_with_the_reason():
         hybrid_attention(**make(), backend="triton")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("reason", [None, "it is not built for that"])
-def test_auto_takes_it_on_cuda_if_it_can(device, reason):
-    values = SimpleNamespace(device=torch.device(device))  # no GPU is needed
-    given = Router(ROUTINGS["mixture"], None, None), Targets(None, None), WindowState(None, values, *[None] * 4)
-    with patch.object(room, "supports_step", lambda *given: reason):
-        assert hybrid._in_one_launch("auto", *given) == (device == "cuda" and reason is None)
+def test_auto_takes_it_on_cuda_if_it_can():
+    assert not hybrid._in_one_launch("auto", torch.device("cpu"))
+    assert hybrid._in_one_launch("auto", torch.device("cuda"))
+    given = make()
+    expected = hybrid_attention(**given, backend="portable")
+    with (
+        patch.object(hybrid, "_in_one_launch", lambda backend, device: True),
+        patch.object(room, "supports_step", lambda *given: "it is not built for that"),
+    ):
+        assert hybrid_attention(**given).far.equal(expected.far)
+
+
+@pytest.mark.parametrize("backend", ["portable", "triton"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"log_scale": torch.zeros(3)}, r"log_scale has shape \[3\], expected \[2\], one number a head"),
+        ({"window": {"values": torch.zeros(2, 5, 2, 4)}}, r"window.values has shape \[2, 5, 2, 4\]"),
+        ({"window": {"log_decay": torch.zeros(2, 5, 2)}}, "window.log_decay is given, expected None"),
+        ({"targets": {"positions": torch.zeros(2, 1, 3, 4)}, "log_scale": torch.zeros(3)}, "positions has 3 heads"),
+        ({"routing": "nearest"}, "routing is 'nearest', expected one of"),
+        ({"state": {"mass": torch.zeros(2, 2, 6)}}, r"state.mass has shape \[2, 2, 6\]"),
+    ],
+)
+def test_wrong_calls_are_refused_by_both_forms(backend, change, message):
+    given = make()
+    for name, part in change.items():
+        given[name] = given[name]._replace(**part) if isinstance(part, dict) else part
+    with pytest.raises(ValueError, match=message):
+        hybrid_attention(**given, backend=backend)
 
 
 @pytest.mark.parametrize(("decay", "gate"), [(None, None), ("head", "splat")])

@@ -95,9 +95,10 @@ def _cut_layer(layer: SplatAttention, kept: Int[Tensor, "H K"]) -> None:
             _put(parameter, parameter[rows])
         else:
             _put(parameter, parameter.flatten(0, 1)[rows].unflatten(0, kept.shape))
-    if layer.routing_bias_proj is not None:  # biases of sending, then of receiving
+    if layer.routing_bias_proj is not None:  # biases of heads that send, then of those that receive
+        of_all = torch.cat([kept, kept.repeat_interleave(layer.num_receivers, 0)])
         for parameter in layer.routing_bias_proj.parameters():
-            _put(parameter, torch.cat([part[rows] for part in parameter.chunk(2)]))
+            _put(parameter, parameter[_rows(of_all, layer.num_splats)])
     layer.num_splats = layer.num_biases = kept.shape[1]
     for linear in (layer.decay_proj, layer.write_gate_proj, layer.routing_bias_proj):
         if linear is not None:

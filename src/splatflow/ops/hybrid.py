@@ -3,11 +3,13 @@
 It is sent to the splats when it leaves the window, with all that it was given at its own time.
 """
 
-# B batch, T token, W window_size, H head, P position width, D value width
+# B batch, T token, W window_size, H head, G head that sends, M splat, P position width, D value width
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from . import triton
 from .dispatch import splat_attention
@@ -15,7 +17,8 @@ from .lagged import Attend
 from .routing import ROUTINGS, Router
 from .splats import Lattice, Splats, SplatState, Targets
 from .transform import Transform
-from .window_state import WindowState, each_part, hear_window, slide
+from .validate import check_arguments
+from .window_state import WindowState, check_window, each_part, hear_window, slide
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,7 +45,7 @@ def hybrid_attention(
     *,
     routing: str = "mixture",
     top_p: int | None = None,
-    receive_mixing: Float[Tensor, "H M M"] | None = None,
+    receive_mixing: Float[Tensor, "G M M"] | None = None,
     transform: Transform | None = None,
     backend: str = "auto",
 ) -> Heard:
@@ -63,18 +66,26 @@ def hybrid_attention(
             built for); "portable" works out one memory after the other; "auto" is the first, if it can, on CUDA.
 
     Raises:
-        ValueError: a backend that cannot do this, with the reason.
+        ValueError, TypeError: as `splat_attention`; a window of other tokens than these; a backend that cannot do this,
+            with the reason.
 
     Source: `docs/mathematics.md`, section 3.
     """
-    router = Router(ROUTINGS[routing], splats, top_p, receive_mixing, transform)
-    if _in_one_launch(backend, router, targets, tokens, log_scale, window, state):
-        near, far, after, left = triton.window_step(router, targets, tokens, log_scale, window, state)
-        return Heard(near, far, after, left, each_part(lambda part: part[:, :1], window))
-    reach, leaving, after = slide(window, tokens)
-    near = hear_window(targets.positions, reach, log_scale)
     how: dict[str, Any] = {"routing": routing, "top_p": top_p, "receive_mixing": receive_mixing, "transform": transform}
+    check_window(window, tokens, log_scale, targets.positions.shape[2])
+    if _in_one_launch(backend, tokens.values.device):
+        _check_token(targets, tokens, splats, state, **how)
+        router = Router(ROUTINGS[routing], ROUTINGS[routing].kind(*splats), top_p, receive_mixing, transform)
+        step = router, targets, tokens, log_scale, window, state
+        reason = triton.supports_step(*step)
+        if reason is None:
+            near, far, after, left = triton.window_step(*step)
+            return Heard(near, far, after, left, each_part(lambda part: part[:, :1], window))
+        if backend == "triton":
+            raise ValueError(f"backend 'triton' cannot do this: {reason}")
+    reach, leaving, after = slide(window, tokens)
     far, left = hear_splats(splat_attention, targets, leaving, state, splats=splats, padded=True, **how)
+    near = hear_window(targets.positions, reach, log_scale)
     return Heard(near, far, after, left, leaving)
 
 
@@ -96,12 +107,29 @@ def hear_splats(
     )
 
 
-def _in_one_launch(backend: str, router: Router, targets: Targets, tokens: WindowState, *given: Any) -> bool:
+def _in_one_launch(backend: str, device: torch.device) -> bool:
+    """Whether the kernel is to be tried."""
     if backend not in ("auto", "portable", "triton"):
         raise ValueError(f"backend is {backend!r}, expected one of ['auto', 'portable', 'triton']")
-    if backend == "portable" or (backend == "auto" and tokens.values.device.type != "cuda"):
-        return False
-    reason = triton.supports_step(router, targets, tokens, *given)
-    if backend == "triton" and reason is not None:
-        raise ValueError(f"backend 'triton' cannot do this: {reason}")
-    return reason is None
+    return backend == "triton" or (backend == "auto" and device.type == "cuda")
+
+
+def _check_token(
+    targets: Targets, tokens: WindowState, splats: Splats | Lattice, state: SplatState, **how: Any
+) -> None:
+    """What `splat_attention` checks, where it is not called."""
+    check_arguments(
+        tokens.send_positions,
+        targets.positions,
+        tokens.values,
+        splats,
+        causal=True,
+        send_bias=tokens.send_bias,
+        receive_bias=targets.bias,
+        log_decay=tokens.log_decay,
+        write_gate=tokens.write_gate,
+        padding_mask=tokens.real,
+        state=state,
+        cu_seqlens=None,
+        **how,
+    )

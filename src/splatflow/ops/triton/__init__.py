@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -81,30 +81,31 @@ def supports_step(
     sources = Sources(tokens.send_positions, tokens.values, tokens.send_bias, tokens.log_decay, tokens.write_gate)
     return (
         _not_built(router, sources, targets)
-        or _no_step(router, targets, tokens, log_scale, window, state)
+        or _no_step(targets, tokens, window, state)
+        or _no_gradient(*targets, *tokens, log_scale, *window, *state, *router.splats)
         or _too_large(router, sources, targets, WIDEST_OF_STEPS)
         or _nowhere_to_run(sources)
     )
 
 
-def _no_step(router: Router, targets: Targets, tokens: WindowState, *given: Any) -> str | None:
-    log_scale, window, state = given
-    batch, num_tokens, num_senders, position_dim = tokens.send_positions.shape
-    num_receivers = targets.positions.shape[2]
+def _no_step(targets: Targets, tokens: WindowState, window: WindowState, state: SplatState) -> str | None:
+    batch, num_tokens, _, position_dim = tokens.send_positions.shape
+    if not window.real.shape[1]:
+        return "it takes a window of at least one token, and this has none"
     if not batch or num_tokens != 1:
         return f"it takes one token of each sequence, and there are {batch} sequences of {num_tokens}"
     if position_dim % 2:
         return f"it turns pairs of numbers, and the width of positions is {position_dim}"
-    if num_receivers % num_senders:
-        return f"as many heads receive from each that sends, and {num_receivers} do from {num_senders}"
     for name, new, old in zip(window._fields, tokens, window, strict=True):
         if new is not None and new.dtype != old.dtype:
             return f"{name} is {old.dtype} in the window and {new.dtype} of the token"
     if any(part.dtype != torch.float32 for part in state):
         return f"state is {[str(part.dtype) for part in state]}, expected torch.float32"
-    if wants_gradient(*targets, *tokens, log_scale, *window, *state, *router.splats):
-        return "it has no gradient, and one is wanted"
     return None
+
+
+def _no_gradient(*parts: Tensor | None) -> str | None:
+    return "it has no gradient, and one is wanted" if wants_gradient(*parts) else None
 
 
 def wants_gradient(*parts: Tensor | None) -> bool:

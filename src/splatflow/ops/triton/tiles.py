@@ -148,14 +148,14 @@ def written(
     """Mass and total after one more token, whose decay and gate are row `row` of all; the same if it is not real."""
     m = tl.arange(0, MB)
     if GATE == "head":
-        send *= tl.load(write_gate + row)
+        send *= tl.load(write_gate + row).to(tl.float32)
     elif GATE == "splat":
-        send *= tl.load(write_gate + row * M + m, mask=m < M, other=0.0)
+        send *= tl.load(write_gate + row * M + m, mask=m < M, other=0.0).to(tl.float32)
     if DECAY == "head":
-        kept = tl.exp(tl.where(real, tl.load(log_decay + row), 0.0))
+        kept = tl.exp(tl.where(real, tl.load(log_decay + row).to(tl.float32), 0.0))
         mass, total = mass * kept, total * kept
     elif DECAY == "splat":
-        kept = tl.exp(tl.load(log_decay + row * M + m, mask=(m < M) & real, other=0.0))
+        kept = tl.exp(tl.load(log_decay + row * M + m, mask=(m < M) & real, other=0.0).to(tl.float32))
         mass, total = mass * kept, total * kept[:, None]
     send = tl.where(real, send, 0.0)
     return mass + send, total + send[:, None] * value[None, :]
