@@ -49,13 +49,13 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         assert config.intermediate_size is not None, "the configuration fills it in"
         self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mixer = build_mixer(config)
-        self.num_heads = config.num_key_value_heads or config.num_attention_heads  # that send
+        self.num_senders = config.num_key_value_heads or config.num_attention_heads
         # which splats each token of the vocabulary prefers, and each place, whatever the hidden state
         self.token_bias = self.position_bias = None
         if config.token_bias:
-            self.token_bias = nn.Embedding(config.vocab_size, self.num_heads * num_biases_of(self.mixer))
+            self.token_bias = nn.Embedding(config.vocab_size, self.num_senders * num_biases_of(self.mixer))
         if config.position_bias:
-            self.position_bias = PositionBias(config.position_bias, self.num_heads * num_biases_of(self.mixer))
+            self.position_bias = PositionBias(config.position_bias, self.num_senders * num_biases_of(self.mixer))
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
@@ -86,7 +86,7 @@ class SplatFlowBlock(GradientCheckpointingLayer):
         if self.position_bias is not None:
             by_place = self.position_bias(places)
             bias = by_place if bias is None else bias + by_place
-        return None if bias is None else bias.unflatten(-1, (self.num_heads, -1))
+        return None if bias is None else bias.unflatten(-1, (self.num_senders, -1))
 
 
 def build_mixer(config: SplatFlowConfig) -> nn.Module:

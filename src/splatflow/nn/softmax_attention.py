@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from splatflow.ops.window import rotate, window_attention
+from splatflow.ops.window import for_each_head, rotate, window_attention
 from splatflow.requirements import (
     require_even_positions,
     require_heads,
@@ -142,6 +142,7 @@ def full_attention(
     Without `real`, T = S and all are real.
     """
     num_targets, num_sources = queries.shape[1], keys.shape[1]
+    keys, values = (for_each_head(part, queries.shape[2]) for part in (keys, values))
     mask = None
     if real is not None:
         target = torch.arange(num_sources - num_targets, num_sources, device=queries.device)[:, None]
@@ -155,7 +156,6 @@ def full_attention(
         values.transpose(1, 2),
         attn_mask=mask,
         is_causal=causal and mask is None,
-        enable_gqa=keys.shape[2] != queries.shape[2],
     )
     return output.transpose(1, 2)
 

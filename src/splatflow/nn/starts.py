@@ -140,7 +140,8 @@ def initialise_from_attention(
     """Start a splat attention from a trained softmax attention, on tokens such as it was trained on.
 
     Projections, convolution, head norm and output are copied, and a window is made as sharp as the attention. Centers
-    are k-means of the pooled queries and keys; scales and amplitudes make each center a key, see `splats_of_keys`.
+    are k-means of the pooled queries and keys; scales and amplitudes make each center a key, see `splats_of_keys`, with
+    the mean sharpness of the heads that receive from one.
     Rotary positions have no heir among the splats: what the attention knew of order stays in the window alone.
 
     Args:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 Batch = Tensor | Mapping[str, Any]  # a model is called as model(tensor) or model(**mapping)
-Visit = Callable[[str, SplatAttention, Tensor, Tensor], None]  # name, layer, send and receive positions [N, H, P]
+# name, layer, send positions [N, H, P] and receive positions [N R, H, P], for the R heads that receive from each
+Visit = Callable[[str, SplatAttention, Tensor, Tensor], None]
 
 DEAD = 0.01  # a splat with less than this part of an equal share, 1 / M, is dead
 

@@ -42,7 +42,7 @@ def chunked(
     sources: Sources, targets: Targets, router: Router, state: SplatState, *, causal: bool
 ) -> tuple[Float[Tensor, "B T HR D"], SplatState]:
     """Output and final state, by blocks of chunks; some sequences at a time if they are many."""
-    batch, _, num_heads, _ = sources.values.shape
+    batch, num_heads = len(sources.values), targets.positions.shape[2]
     rows = BLOCK_ROWS if sources.values.device.type == "cpu" else ROWS_OF_A_GPU
     at_once = max(1, rows // max(1, num_heads * max(MIN_CHUNK, router.splats.num_splats)))
     if batch <= 2 * at_once or is_traced():
@@ -61,8 +61,8 @@ def _by_blocks(
     sources: Sources, targets: Targets, router: Router, state: SplatState, causal: bool, rows: int
 ) -> tuple[Float[Tensor, "B T HR D"], SplatState]:
     """Blocks of about so many rows, a row being a token of a sequence and head."""
-    batch, num_sources, num_heads, width = sources.values.shape
-    num_targets = targets.positions.shape[1]
+    batch, num_sources, _, width = sources.values.shape
+    num_targets, num_heads = targets.positions.shape[1:3]
     chunk_size = max(MIN_CHUNK, router.splats.num_splats)
     block_size = max(1, rows * MIN_CHUNK // chunk_size // max(1, batch * num_heads * chunk_size)) * chunk_size
 
@@ -80,7 +80,7 @@ def _by_blocks(
         output, _ = over_blocks(
             _read_block, targets, (means, router), (), block_sizes(num_targets, block_size), _read_block_gradient
         )
-    return state.total.new_empty(batch, 0, targets.positions.shape[2], width) if output is None else output, state
+    return state.total.new_empty(batch, 0, num_heads, width) if output is None else output, state
 
 
 def _mix_block(

@@ -151,7 +151,7 @@ def splat_attention(
         >>> output.flatten().tolist(), state.mass.item()
         ([1.0, 1.5, 3.0], 3.0)
     """
-    check_arguments(
+    boundaries = check_arguments(
         send_positions,
         receive_positions,
         values,
@@ -180,13 +180,13 @@ def splat_attention(
     chosen = _choose(backend, router, sources, targets, causal)
     mix = partial(chosen.function, causal=causal)
     if state is None:
-        num_sequences = values.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        num_sequences = values.shape[0] if boundaries is None else len(boundaries) - 1
         state = SplatState.empty(values, num_sequences, router.splats.num_splats)
     state = SplatState(*state)
     with torch.autocast(values.device.type, enabled=False):  # sums and affinities are never narrower than fp32
-        if cu_seqlens is not None:
+        if boundaries is not None:
             over = partial(over_documents, mix) if chosen.packed is None else partial(chosen.packed, causal=causal)
-            output, state = over(cu_seqlens.tolist(), sources, targets, router, state)
+            output, state = over(boundaries, sources, targets, router, state)
         else:
             sources = sources if padding_mask is None else without_padding(padding_mask, sources)
             output, state = mix(sources, targets, router, state)

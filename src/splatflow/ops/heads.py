@@ -1,7 +1,8 @@
 """Receiving heads that share a sending one, as query heads share keys and values in grouped-query attention.
 
-Of R G receiving heads, each R in turn read the splats of one of the G that send: what splats hold is as little as if
-there were G heads. To a backend the R are more tokens of their sending head, or it is given R copies of that.
+Of R G receiving heads, each R in turn read the splats of one of the G that send, so what splats hold is as little as if
+there were G heads. Some backends treat the R as R times as many tokens of their sending head (`as_tokens`); the others
+get that head copied R times (`with_copies`).
 
 Source: Ainslie et al. 2023, for softmax attention.
 """

@@ -125,6 +125,6 @@ def hear_chunks(
     made = make(SplatState(*(part[:, :-1].flatten(0, 1) for part in states)))
     num_heads, width = made.total.shape[1::2]
     nothing = positions.new_empty(len(positions), 0, num_heads, width)
-    nowhere = positions[:, :0, :num_heads]
+    nowhere = positions.new_empty(len(positions), 0, num_heads, positions.shape[-1])
     heard, _ = attend(nowhere, positions, nothing, causal=False, receive_bias=bias, state=made)
     return slots.take(heard)

@@ -133,12 +133,20 @@ def skipped_share(
     Of each sequence, and whatever its length and the number of splats. Whole groups are left out, of all chunks of a
     block and all heads as many as where the fewest are.
 
+    Raises:
+        ValueError: more heads receive than send.
+
     Example:
         >>> centers = torch.tensor([0.0, 0.1, 100.0, 100.1]).view(1, 4, 1)  # two groups
         >>> splats = Splats(centers, *(torch.zeros(1, 4),) * 3)
         >>> skipped_share(torch.zeros(1, 128, 1, 1), torch.zeros(1, 128, 1, 1), splats).item()  # not in the first chunk
         0.25
     """
+    if receive_positions.shape[2] != send_positions.shape[2]:
+        raise ValueError(
+            f"receive_positions has {receive_positions.shape[2]} heads, expected {send_positions.shape[2]} as in "
+            "send_positions: give each receiving head its sending one"
+        )
     groups = grouped(Router(ROUTINGS["compact"], splats, None), inner_dtype(send_positions.dtype))
     shares = []
     for send, receive in zip(send_positions.split(1), receive_positions.split(1), strict=True):

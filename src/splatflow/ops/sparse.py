@@ -80,7 +80,7 @@ def block_of(table: Float[Tensor, "N M X"], top_p: int) -> int:
     """How many tokens are worked on at once."""
     if kernels.scan_for(table) is None:
         return BLOCK_TOKENS
-    return max(BLOCK_TOKENS, EVENTS_AT_ONCE // (len(table) * top_p))
+    return max(1, EVENTS_AT_ONCE // (len(table) * top_p))
 
 
 def written(sources: Sources, router: Router) -> tuple[Int[Tensor, "N E"], Float[Tensor, "N E X"]]:

@@ -37,8 +37,11 @@ def check_arguments(
     padding_mask: Tensor | None,
     state: SplatState | None,
     cu_seqlens: Tensor | None,
-) -> None:
-    """Raises ValueError or TypeError if the arguments of `splat_attention` do not fit together."""
+) -> list[int] | None:
+    """Raises ValueError or TypeError if the arguments of `splat_attention` do not fit together.
+
+    The boundaries in `cu_seqlens`, if they are given: to read them once more would wait for a GPU once more.
+    """
     if routing not in ROUTINGS:
         raise ValueError(f"routing is {routing!r}, expected one of {list(ROUTINGS)}")
     checked = {
@@ -71,8 +74,8 @@ def check_arguments(
     )
     if not num_heads or not num_receiving or num_receiving % num_heads:
         raise ValueError(
-            f"receive_positions has {num_receiving} heads, values has {num_heads}: expected as many, or a multiple, of "
-            "which so many in turn read the splats of one sending head"
+            f"receive_positions has {num_receiving} heads, values has {num_heads}: expected as many, or a multiple of "
+            "that, to share them out among the heads that send"
         )
     check_top_p(top_p, routing, num_splats)
     num_biases = num_splats if routing != "lattice" else 2 * per_splat[1]
@@ -102,11 +105,11 @@ def check_arguments(
     _check_factor("write_gate", write_gate, values, num_splats, low=0.0, high=1.0)
     if padding_mask is not None:
         _check_mask(padding_mask, values)
-    if cu_seqlens is not None:
-        _check_boundaries(cu_seqlens, values, num_targets, padding_mask)
+    boundaries = None if cu_seqlens is None else _boundaries_of(cu_seqlens, values, num_targets, padding_mask)
     if state is not None:
-        num_states = batch if cu_seqlens is None else len(cu_seqlens) - 1
+        num_states = batch if boundaries is None else len(boundaries) - 1
         check_state(state, (num_states, num_heads, num_splats, values.shape[-1]), values)
+    return boundaries
 
 
 def _check_kind(splats: Splats | Lattice, routing: str) -> Splats | Lattice:
@@ -213,7 +216,7 @@ def _check_mask(padding_mask: Tensor, values: Tensor) -> None:
         raise ValueError(f"padding_mask is on {padding_mask.device}, values is on {values.device}")
 
 
-def _check_boundaries(cu_seqlens: Tensor, values: Tensor, num_targets: int, padding_mask: Tensor | None) -> None:
+def _boundaries_of(cu_seqlens: Tensor, values: Tensor, num_targets: int, padding_mask: Tensor | None) -> list[int]:
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         kind = getattr(cu_seqlens, "dtype", type(cu_seqlens).__name__)
         raise TypeError(f"cu_seqlens is {kind}, expected a tensor of int32 or int64")
@@ -230,3 +233,4 @@ def _check_boundaries(cu_seqlens: Tensor, values: Tensor, num_targets: int, padd
     if len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != num_tokens or not rising:
         given = boundaries if len(boundaries) <= 9 else [*boundaries[:4], "...", *boundaries[-4:]]
         raise ValueError(f"cu_seqlens is {given}, expected rising boundaries from 0 to {num_tokens}")
+    return boundaries

@@ -38,6 +38,14 @@ def rotate(vectors: Float[Tensor, "... L H P"], start: int = 0, theta: float = T
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
+def for_each_head(part: Float[Tensor, "B S G X"], num_heads: int) -> Float[Tensor, "B S H X"]:
+    """Keys or values that several heads share, for each of them.
+
+    Not left to `scaled_dot_product_attention`, which on a CPU takes several times as long to share them.
+    """
+    return part if part.shape[2] == num_heads else part.repeat_interleave(num_heads // part.shape[2], 2)
+
+
 def window_attention(
     queries: Float[Tensor, "B T H P"],
     keys: Float[Tensor, "B S G P"],
@@ -68,12 +76,12 @@ def window_attention(
 
     mask = (near & in_blocks(real)[:, :, None]) | itself  # [B, N, Q, K]
     block_queries = F.pad(queries, (0, 0, 0, 0, 0, overhang)).unflatten(1, (-1, block_size))  # [B, N, Q, H, P]
+    keys, values = (for_each_head(part, queries.shape[2]) for part in (keys, values))
     block_keys, block_values = (in_blocks(part).movedim(-1, 2) for part in (keys, values))  # [B, N, K, H, P]
     output = F.scaled_dot_product_attention(
         rotate(block_queries, start=window_size).transpose(2, 3).flatten(0, 1),
         rotate(block_keys).transpose(2, 3).flatten(0, 1),
         block_values.transpose(2, 3).flatten(0, 1),
         attn_mask=mask.flatten(0, 1)[:, None],
-        enable_gqa=keys.shape[2] != queries.shape[2],
     )  # [B N, H, Q, D]
     return output.unflatten(0, mask.shape[:2]).transpose(2, 3).flatten(1, 2)[:, :num_targets]

@@ -97,7 +97,7 @@ def _no_step(targets: Targets, tokens: WindowState, window: WindowState, state: 
     if position_dim % 2:
         return f"it turns pairs of numbers, and the width of positions is {position_dim}"
     for name, new, old in zip(window._fields, tokens, window, strict=True):
-        if new is not None and new.dtype != old.dtype:
+        if new is not None and old is not None and new.dtype != old.dtype:
             return f"{name} is {old.dtype} in the window and {new.dtype} of the token"
     if any(part.dtype != torch.float32 for part in state):
         return f"state is {[str(part.dtype) for part in state]}, expected torch.float32"

@@ -114,5 +114,12 @@ def cut_documents(
         len(table),
         len(table) == len(documents),
         num_kept,
-        torch.tensor(table, dtype=torch.int32, device=device),
+        _on(device, torch.tensor(table, dtype=torch.int32)),
     )
+
+
+def _on(device: torch.device | None, table: Tensor) -> Tensor:
+    """A copy there, for which nobody waits."""
+    if device is None or device.type != "cuda":
+        return table if device is None else table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)

@@ -235,15 +235,15 @@ def window_step(
     Receiving heads H may be R times the heads that send. A decay or gate is [B, W, H, G], and there is no bias.
     """
     batch, window_size, num_senders, width = window.values.shape
-    num_receivers = receive_positions.shape[2]
-    near = tokens.values.new_empty(batch, 1, num_receivers, width)
+    num_receiving = receive_positions.shape[2]
+    near = tokens.values.new_empty(batch, 1, num_receiving, width)
     far, mass_after, total_after = torch.empty_like(near), torch.empty_like(mass), torch.empty_like(total)
     after = each_part(torch.empty_like, window)
-    window_step_kernel[(batch * num_receivers,)](
+    window_step_kernel[(batch * num_receiving,)](
         *(tokens.send_positions, receive_positions, *tokens[1:5], *window[:5]),
         *(*splats[:3], log_scale, mass, total, near, far, mass_after, total_after, *after[:5]),
         *(window_size, num_senders, math.ceil((window_size - 1) / WINDOW_TILE)),
-        **sizes(splats.centers, width, num_receivers),
+        **sizes(splats.centers, width, num_receiving),
         C=WINDOW_TILE,
         DECAY=grain(window.log_decay),
         GATE=grain(window.write_gate),

@@ -1,7 +1,7 @@
 """The kernel that decodes a token of the hybrid: the window moves on, and both memories are heard, in one launch."""
 
-# B batch, W token of the window, G sending head, R receiving heads of each (H = G R), C token of a tile, M splat,
-# P position width, D value width, X any width
+# B batch, W token of the window, R receiving heads of a sending one, C token of a tile, M splat, P position width,
+# D value width, X any width, G and F numbers of a gate and of a decay
 
 import triton
 import triton.language as tl
@@ -51,14 +51,15 @@ def window_step_kernel(
 ):  # fmt: skip
     """One token of each sequence, all in fp32: what it hears of the window and of the splats, and both after it.
 
-    A program has one receiving head; of the R that share a sender the first writes. The rows of the window are read
-    once, and both heard and written to where they stand after the token.
+    A program has one receiving head; of the R that share a sender the first writes, and each reads. A program reads the
+    rows of the window once, and both hears them and writes them to where they stand after the token.
 
     Bytes a head, M = P = D = 64, W = 32, bf16, without decay and gate: the window is read and written, 2 x 2 W (P + D),
     16,384; the state too, 2 x 4 (M D + M), 33,280; with the token's own 640 that is 50,304. Were the window a ring that
     changes in place, one row of it would be written, which is the floor: 42,368. But states are left as they were, and
     then all of a ring is written too. A decay or a gate adds 2 x 4 W to a head, or 2 x 4 W M if each splat has its own.
-    The splats themselves, 4 (M P + 2 M), are read by all sequences alike.
+    The splats themselves, 4 (M P + 2 M), are read by all sequences alike. With R heads a sender these bytes are read R
+    times, though from the cache, and written once.
     """
     receiver = tl.program_id(0).to(tl.int64)
     head, batch = receiver % (num_senders * R), receiver // (num_senders * R)
