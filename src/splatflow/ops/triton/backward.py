@@ -36,19 +36,8 @@ from .tiles import (
     store_state,
     tiles_of,
     tokens_of,
+    weigh,
 )
-
-
-@triton.jit
-def weigh(
-    positions, row, real, num_heads, centers, precision, half_norm, log_amplitude,
-    P: tl.constexpr, PB: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of a tile: its positions [C, PB] and their shares [C, MB]."""
-    place = load_rows(positions, row, real, num_heads, P, PB, C).to(tl.float32)
-    crossed = cross(place, tl.trans(centers), False, PRECISION)
-    squared = tl.sum(place * place, 1)[:, None]
-    return place, shares(crossed, squared, precision[None, :], half_norm[None, :], log_amplitude[None, :], 1)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from .tiles import (
     store_state,
     tiles_of,
     tokens_of,
+    weigh,
     weights_of,
     written,
 )
@@ -152,19 +153,15 @@ def mix_kernel(
     for tile in range(tiles_of(num_here, num_tiles, C)):
         real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
-        place = load_rows(send_positions, row, real, num_heads, P, PB, C).to(tl.float32)
-        value = load_rows(values, row, real, num_heads, D, DB, C)
-        squared = tl.sum(place * place, 1)
         # in both orders, each by its own product: turning the one into the other miscompiles on Hopper
-        send = shares(
-            cross(place, tl.trans(centers), False, PRECISION),
-            squared[:, None], precision[None, :], half_norm[None, :], log_amplitude[None, :], 1,
-        )  # fmt: skip
-        send_turned = shares(
+        place, share = weigh(
+            send_positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION
+        )
+        send, send_turned = share, shares(
             cross(centers, tl.trans(place), True, PRECISION),
-            squared[None, :], precision[:, None], half_norm[:, None], log_amplitude[:, None], 0,
+            tl.sum(place * place, 1)[None, :], precision[:, None], half_norm[:, None], log_amplitude[:, None], 0,
         )  # fmt: skip
-        share = send
+        value = load_rows(values, row, real, num_heads, D, DB, C)
         if GATE != "none":
             G: tl.constexpr = M if GATE == "splat" else 1
             GB: tl.constexpr = MB if GATE == "splat" else 1
@@ -185,11 +182,9 @@ def mix_kernel(
             if TIED:
                 receive = share
             else:
-                target = load_rows(receive_positions, row * R + receiver, real, num_heads * R, P, PB, C).to(tl.float32)
-                receive = shares(
-                    cross(target, tl.trans(centers), False, PRECISION),
-                    tl.sum(target * target, 1)[:, None],
-                    precision[None, :], half_norm[None, :], log_amplitude[None, :], 1,
+                _, receive = weigh(
+                    receive_positions, row * R + receiver, real, num_heads * R,
+                    centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION,
                 )  # fmt: skip
             read = receive / tl.maximum(masses, MIN_MASS)
             if DECAY == "splat":
@@ -232,11 +227,9 @@ def hand_out_kernel(
     for tile in range(tiles_of(num_here, num_tiles, C)):
         real = tile * C + tl.arange(0, C) < num_here
         row = first + tile * C * num_heads
-        place = load_rows(positions, row, real, num_heads, P, PB, C).to(tl.float32)
-        receive = shares(
-            cross(place, tl.trans(centers), False, PRECISION),
-            tl.sum(place * place, 1)[:, None], precision[None, :], half_norm[None, :], log_amplitude[None, :], 1,
-        )  # fmt: skip
+        _, receive = weigh(
+            positions, row, real, num_heads, centers, precision, half_norm, log_amplitude, P, PB, C, PRECISION
+        )
         store_rows(output, product(receive, content, PRECISION), row, real, num_heads, D, DB, C)
 
 

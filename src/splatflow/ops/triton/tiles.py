@@ -176,6 +176,18 @@ def load_rows(pointer, row, real, num_heads, X: tl.constexpr, XB: tl.constexpr, 
 
 
 @triton.jit
+def weigh(
+    positions, row, real, num_heads, centers, precision, half_norm, log_amplitude,
+    P: tl.constexpr, PB: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of a tile: its positions [C, PB] and their shares [C, MB]."""
+    place = load_rows(positions, row, real, num_heads, P, PB, C).to(tl.float32)
+    crossed = cross(place, tl.trans(centers), False, PRECISION)
+    squared = tl.sum(place * place, 1)[:, None]
+    return place, shares(crossed, squared, precision[None, :], half_norm[None, :], log_amplitude[None, :], 1)
+
+
+@triton.jit
 def store_rows(pointer, rows, row, real, num_heads, X: tl.constexpr, XB: tl.constexpr, C: tl.constexpr):
     """The other way."""
     token, x = tl.arange(0, C)[:, None], tl.arange(0, XB)[None, :]
