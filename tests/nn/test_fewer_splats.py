@@ -14,6 +14,8 @@ LAYERS = {
     "hops": {"hops": 1},
     "linear": {"transform": "linear", "window_size": 4},
     "lagged": {"transform": "lagged", "lag": 3, "decay": "splat"},
+    "shared senders": {"num_heads": 2 * H, "num_key_value_heads": H, "decay": "splat", "window_size": 4},
+    "shared senders, biased": {"num_heads": 2 * H, "num_key_value_heads": H, "write_gate": True, "routing_bias": True},
     "as many splats as channels": {"hidden_size": 3 * M, "decay": "splat", "value_skip": True},
 }
 
@@ -60,7 +62,13 @@ def test_the_busiest_are_kept_in_order():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"token_bias": True, "position_bias": 13, "routing_bias": True, "decay": "splat"}, {"hops": 1}],
+    [
+        {},
+        {"token_bias": True, "position_bias": 13, "routing_bias": True, "decay": "splat"},
+        {"hops": 1},
+        {"num_key_value_heads": 1, "token_bias": True, "position_bias": 13, "decay": "splat"},
+        {"num_key_value_heads": 1, "token_bias": True, "routing_bias": True},
+    ],
     ids=str,
 )
 def test_a_model_with_fewer_splats_can_be_saved(options, tmp_path):

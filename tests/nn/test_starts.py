@@ -14,6 +14,8 @@ from splatflow.nn.usage import run_watched, splat_layers
 from splatflow.ops.routing import log_affinity, route
 
 B, T, C, H, M = 3, 23, 24, 2, 5
+# heads of a layer, and how many of them send
+SENDERS = {"each sends": (H, None), "senders are shared": (3 * H, H)}
 
 
 def inertia(points, centers):
@@ -67,15 +69,25 @@ def test_as_many_points_as_clusters_and_fewer_and_equal_ones():
         kmeans(points, M + 1)
 
 
-def test_a_layer_starts_at_the_clusters_of_its_tokens_padding_left_out():
-    layer = SplatAttention(C, H, M, conv_size=3, window_size=4)
+def positions_by_sender(send, receive):
+    """[N, H, P] and [N, R H, P] -> [H, (1 + R) N, P], for each head that sends all that has to do with its splats."""
+    shared = receive.chunk(send.shape[1], 1)
+    return torch.stack([torch.cat([send[:, head], part.flatten(0, 1)]) for head, part in enumerate(shared)])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("num_heads", "senders"), SENDERS.values(), ids=SENDERS)
+def test_a_layer_starts_at_the_clusters_of_its_tokens_padding_left_out(num_heads, senders, biased):
+    layer = SplatAttention(
+        C, num_heads, M, num_key_value_heads=senders, conv_size=3, window_size=4, routing_bias=biased
+    )
     tokens = torch.randn(B, T, C)
     mask = torch.ones(B, T, dtype=torch.bool).index_fill(1, torch.arange(4), False)
     initialise_from_batch(layer, {"hidden_states": tokens, "attention_mask": mask}, seed=7)
     send, receive, _, _ = layer.projections(tokens.masked_fill(~mask[..., None], 0.0))
-    points = torch.cat([send[mask], receive[mask]]).transpose(0, 1)
+    points = positions_by_sender(send[mask], receive[mask])
     assert torch.equal(layer.centers, kmeans(points, M, seed=7))
-    affinities = log_affinity(torch.cat([send[mask], receive[mask]])[None], layer.splats)
+    affinities = log_affinity(points.transpose(0, 1)[None], layer.splats)
     spread = affinities.var(-1, correction=0).mean((0, 1)).sqrt()
     torch.testing.assert_close(spread, torch.full((H,), SPREAD), rtol=1e-3, atol=0)
 
@@ -114,23 +126,27 @@ def test_softmax_attention_is_a_mixture_of_one_splat_a_key(seed):
     torch.testing.assert_close(received, scores.softmax(-1), rtol=1e-9, atol=1e-12)
 
 
-def test_a_start_from_attention_copies_it_and_makes_its_keys_the_splats():
-    options = {"conv_size": 3, "head_norm": True, "output_gate": True}
-    attention, num_points = SoftmaxAttention(C, H, **options), 2 * 3 * 7
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("num_heads", "senders"), SENDERS.values(), ids=SENDERS)
+def test_a_start_from_attention_copies_it_and_makes_its_keys_the_splats(num_heads, senders, biased):
+    options = {"num_key_value_heads": senders, "conv_size": 3, "head_norm": True, "output_gate": True}
+    attention, num_tokens, group = SoftmaxAttention(C, num_heads, **options), 3 * 7, num_heads // H
     for parameter in attention.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    layer = SplatAttention(C, H, num_points, window_size=5, **options)
+    num_points = (1 + group) * num_tokens
+    layer = SplatAttention(C, num_heads, num_points, window_size=5, routing_bias=biased, **options)
     tokens = torch.randn(3, 7, C)
     initialise_from_attention(layer, attention, tokens)
     for ours, theirs in ((layer.projections, attention.projections), (layer.output, attention.output)):
         assert all(torch.equal(part, theirs.state_dict()[name]) for name, part in ours.state_dict().items())
     assert torch.equal(layer.window_log_scale, attention.log_scale)
 
-    # as many splats as queries and keys: each is one
+    # as many splats as queries and keys: each is one, as sharp as the heads that share it are together
     keys, queries, _, _ = attention.projections(tokens)
-    points = torch.cat([keys, queries]).flatten(0, 1).transpose(0, 1)  # [H, N, P]
-    scores = torch.einsum("BTHP,HNP->BTHN", queries * attention.log_scale.exp()[:, None], points) / (C / H) ** 0.5
-    received = route(queries, layer.splats, "mixture")
+    points = positions_by_sender(keys.flatten(0, 1), queries.flatten(0, 1))  # [H, N, P]
+    sharpness = attention.log_scale.unflatten(0, (H, group)).mean(1).exp()
+    scores = torch.einsum("HSP,HNP->SHN", points * sharpness[:, None, None], points) / (C / num_heads) ** 0.5
+    received = route(points.transpose(0, 1)[None], layer.splats, "mixture")[0]
     order = torch.cdist(points, layer.centers).argmin(-1)  # [H, N]
     assert all(len(set(row.tolist())) == num_points for row in order)
     expected = scores.softmax(-1)

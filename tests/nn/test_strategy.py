@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -29,16 +30,23 @@ STEPS = 5
 # settings with which a strategy acts within a few steps, where its own do not
 SOON = {"split_and_prune": {"every": 2}, "curriculum": {"first": 2, "until": 4}, "min_distance": {"distance": 7.0}}
 
+SHARED = {"num_heads": 3 * H, "num_key_value_heads": H}  # senders
+
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+senders_shared_or_not = pytest.mark.parametrize("options", [{}, SHARED], ids=["each sends", "senders are shared"])
+
+
+def make_layer(**options: Any) -> SplatAttention:
+    return SplatAttention(**{"hidden_size": C, "num_heads": H, "num_splats": M, **options})
 
 
 class Stack(nn.Module):
     """Layers of splats with all that splats can own."""
 
-    def __init__(self, *, num_layers: int = 2, recompute: bool = False) -> None:
+    def __init__(self, *, num_layers: int = 2, recompute: bool = False, **options: Any) -> None:
         super().__init__()
-        make = partial(SplatAttention, C, H, M, decay="splat", write_gate=True, window_size=4, conv_size=3)
-        self.layers = nn.ModuleList(make() for _ in range(num_layers))
+        options = {"decay": "splat", "write_gate": True, "window_size": 4, "conv_size": 3, **options}
+        self.layers = nn.ModuleList(make_layer(**options) for _ in range(num_layers))
         for layer in self.layers:
             # something for strategies to do; equal centers would part by rounding, in any direction
             layer.centers.data[:, 1] = layer.centers.data[:, 0] + 0.02
@@ -79,7 +87,7 @@ def train(strategy, wrap=lambda model: model, **options):
 def trained_layer(dtype=torch.float64, **options):
     """A layer whose parameters and moments are all different, and its optimizer."""
     torch.manual_seed(0)
-    layer = SplatAttention(C, H, M, **options).to(dtype)
+    layer = make_layer(**options).to(dtype)
     for parameter in layer.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     optimizer = torch.optim.AdamW(layer.parameters(), 1e-2, weight_decay=0.1)
@@ -95,9 +103,10 @@ def weights_of(model):
 
 
 @every_strategy
-def test_a_strategy_does_something_and_changes_no_shape(name):
-    plain, _ = train(Strategy())
-    model, optimizer = train(strategy_of(name))
+@senders_shared_or_not
+def test_a_strategy_does_something_and_changes_no_shape(name, options):
+    plain, _ = train(Strategy(), **options)
+    model, optimizer = train(strategy_of(name), **options)
     ours, theirs = weights_of(model), weights_of(plain)
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
@@ -150,6 +159,7 @@ def test_usage_of_a_compiled_model_is_that_of_the_model():
         {"routing": "gaussian", "decay": "head"},
         {"transform": "linear", "hops": 1},
         {"transform": "lagged", "lag": 3, "decay": "head"},
+        {"decay": "splat", "write_gate": True, "window_size": 4, **SHARED},
     ],
 )
 def test_two_halves_do_what_the_whole_did(options):
@@ -209,8 +219,10 @@ def test_overlap_loss_pulls_at_centers_by_its_gradient_and_at_nothing_else():
     assert all(torch.equal(model.get_parameter(name).grad, gradient) for name, gradient in before.items())
 
 
-def test_repulsion_moves_by_the_learning_rate_and_keeps_lengths():
-    model = Stack()
+@pytest.mark.parametrize("biased", [False, True])
+@senders_shared_or_not
+def test_repulsion_moves_by_the_learning_rate_and_keeps_lengths(options, biased):
+    model = Stack(routing_bias=biased, **options)
     layer = model.layers[0]
     before = layer.centers.detach().clone()
     optimizer = torch.optim.SGD([{"params": model.parameters(), "lr": 0.0}])
@@ -237,9 +249,10 @@ def test_minimum_distance_parts_awake_splats_only():
         assert torch.equal(layer.centers[:, 4:], layer.centers[:, :1].expand(H, 3, -1))
 
 
-def test_dead_splats_and_duplicates_are_moved_onto_the_busiest():
+@senders_shared_or_not
+def test_dead_splats_and_duplicates_are_moved_onto_the_busiest(options):
     torch.manual_seed(0)
-    layer = SplatAttention(C, H, M)
+    layer = make_layer(**options)
     layer.log_amplitudes.data[:, 3] = 2.0  # the busiest
     layer.log_amplitudes.data[:, 6] = -20.0  # dead
     layer.centers.data[:, 1] = layer.centers.data[:, 0]  # a duplicate
@@ -263,7 +276,7 @@ def test_dead_splats_and_duplicates_are_moved_onto_the_busiest():
 
 def test_a_collapsed_head_comes_apart_by_doubling():
     torch.manual_seed(0)
-    layer = SplatAttention(C, H, M)
+    layer = make_layer()
     layer.centers.data.copy_(layer.centers[:, :1].expand_as(layer.centers))
     optimizer = torch.optim.AdamW(layer.parameters())
     distinct = []

@@ -10,8 +10,11 @@ from splatflow.ops.routing import route
 B, T, C, H, M = 3, 23, 24, 2, 5
 
 
-def test_usage_is_the_mean_share_of_what_real_tokens_send():
-    layer, tokens = SplatAttention(C, H, M, conv_size=3, window_size=4), torch.randn(B, T, C)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("num_heads", "senders"), [(H, None), (3 * H, H)])
+def test_usage_is_the_mean_share_of_what_real_tokens_send(num_heads, senders, biased):
+    options = {"num_key_value_heads": senders, "routing_bias": biased, "conv_size": 3, "window_size": 4}
+    layer, tokens = SplatAttention(C, num_heads, M, **options), torch.randn(B, T, C)
     mask = torch.ones(B, T, dtype=torch.bool).index_fill(1, torch.arange(4), False)
     shares = usage(layer, {"hidden_states": tokens, "attention_mask": mask})[""]
     positions = layer.projections(tokens.masked_fill(~mask[..., None], 0.0))[0]

@@ -36,7 +36,7 @@ from splatflow.ops.splats import Sources, Targets
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from kernels import DEVICE, SEGMENT, TILE, TOLERANCE, WIDTHS, make, small_and_poisoned
+from kernel_cases import DEVICE, SEGMENT, TILE, TOLERANCE, WIDTHS, make, small_and_poisoned
 
 from splatflow.ops.triton import operators
 from splatflow.ops.triton.fused import for_kernels

@@ -56,8 +56,8 @@ from splatflow.ops import Splats
 from splatflow.ops.window_state import WindowState, each_part
 
 
-def compile_all(size, dtype, grain, tied, num_segments, boundaries=None, group=1):
-    num_tokens, num_heads, factors = 160, 16, {"head": 1, "splat": size}
+def compile_all(size, dtype, grain, tied, num_segments, boundaries=None, group=1, num_heads=16, window_size=160):
+    num_tokens, factors = 160, {"head": 1, "splat": size}
     batch, num_states = (2, 2) if boundaries is None else (1, len(boundaries) - 1)
     place, value = (torch.empty(batch, num_tokens, num_heads, size, dtype=dtype) for _ in range(2))
     target = torch.empty(batch, num_tokens, num_heads * group, size, dtype=dtype)
@@ -76,8 +76,8 @@ def compile_all(size, dtype, grain, tied, num_segments, boundaries=None, group=1
     launch.mix(place, receive, value, splats, factor, factor, before, num_states, whole)
     launch_backward.mix_backward(place, receive, value, splats, factor, factor, before, (target, mass, total), whole)
     launch.step(place[:, :1], target[:, :1], value[:, :1], splats, factor, factor, mass, total)
-    window = WindowState(place, value, place[..., 0, 0] > 0, factor, factor, None)
-    token = each_part(lambda part: part[:, :1], window)
+    tokens = WindowState(place, value, place[..., 0, 0] > 0, factor, factor, None)
+    window, token = (each_part(lambda part: part[:, :length], tokens) for length in (window_size, 1))
     raw = Splats(many.to(dtype), one.to(dtype), one.to(dtype))
     of_groups = torch.empty(batch, 1, 3 * num_heads, size, dtype=dtype)
     launch.window_step(of_groups, torch.empty(3 * num_heads), raw, token, window, mass, total)
@@ -91,8 +91,32 @@ def compile_all(size, dtype, grain, tied, num_segments, boundaries=None, group=1
 compile_all(CASE)
 """
 
+SPARSE_SCRIPT = """
+import splatflow.ops.triton.launch_sparse as launch
+
+
+def compile_all(num_points, position_dim, top_p, dtype, biased, fades, num_tokens, num_heads):
+    positions = torch.empty(2, num_tokens, num_heads, position_dim, dtype=dtype)
+    factors = torch.empty(num_heads, 2, num_points, position_dim // 2 + 2)
+    bias = positions.new_empty(*positions.shape[:3], 2 * num_points) if biased else None
+    chosen = torch.empty(*positions.shape[:3], top_p, dtype=torch.int64)
+    launch.best_pairs(positions, factors, bias, top_p, chosen, chosen)
+    heads, num_events, num_rows, width = 2 * num_heads, num_tokens * top_p, num_points, position_dim + 1
+    rows, table = torch.empty(heads, num_events, width), torch.empty(heads, num_rows, width)
+    places = torch.empty(heads, num_events, dtype=torch.int64)
+    times = torch.empty(heads, num_events, dtype=torch.float64) if fades else None
+    edge = None if times is None else times[:, 0]
+    starts = torch.empty(heads, 1 + launch.num_segments_of(num_events, num_rows), dtype=torch.int64)
+    sums = launch.running_sums(rows, places, places, starts, times)
+    launch.look_up(table, sums, places, times, edge, places, places)
+    launch.add_last(table, sums, places, places, times, edge)
+
+
+compile_all(CASE)
+"""
 FAST_MEMORY = 227 * 1024  # bytes that a program can have on Hopper
 EVERY_KERNEL = {"mix_kernel", "prepare_kernel", "mix_backward_kernel", "step_kernel", "window_step_kernel"}
+EVERY_SPARSE_KERNEL = {"best_pairs_kernel", "running_sums_kernel", "look_up_kernel", "add_last_kernel"}
 
 
 def bytes_used_by(script, folder):
@@ -121,11 +145,31 @@ def bytes_used_by(script, folder):
         ("64, torch.bfloat16, None, False, 1, None, 4", {"hand_out_kernel", "weighing_backward_kernel"}),
         ("128, torch.bfloat16, 'head', False, 3, None, 4", {"collect_kernel", "carry_kernel"}),
         ("16, torch.float32, 'splat', False, 3, [0, 50, 50, 160], 3", {"collect_kernel", "carry_kernel"}),
+        # what is 1 is a constant to the compiler: one head, and one tile of the window
+        ("16, torch.bfloat16, 'head', False, 1, num_heads=1, window_size=32", set()),
+        (
+            "16, torch.bfloat16, 'splat', False, 3, [0, 50, 50, 160], num_heads=1, window_size=32",
+            {"collect_kernel", "carry_kernel"},
+        ),
     ],
 )
 def test_kernels_compile_for_hopper_and_fit(case, more, tmp_path):
     used = bytes_used_by(SCRIPT.replace("CASE", case), tmp_path)
     assert {name for name, _ in used} == EVERY_KERNEL | more
+    assert max(number for _, number in used) <= FAST_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("case", "more"),
+    [
+        ("256, 128, 8, torch.float32, True, True, 300, 3", {"segment_sums_kernel"}),
+        ("32, 64, 4, torch.bfloat16, False, False, 300, 3", {"segment_sums_kernel"}),
+        ("1, 2, 1, torch.float16, True, True, 1, 1", set()),  # what is 1 is a constant to the compiler
+    ],
+)
+def test_kernels_of_the_sparse_path_compile_for_hopper_and_fit(case, more, tmp_path):
+    used = bytes_used_by(SPARSE_SCRIPT.replace("CASE", case), tmp_path)
+    assert {name for name, _ in used} == EVERY_SPARSE_KERNEL | more
     assert max(number for _, number in used) <= FAST_MEMORY
 
 

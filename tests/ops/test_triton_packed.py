@@ -16,7 +16,17 @@ from cases import GRAINS, PER_TOKEN, attend, cast, part_of, relative_error, resu
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from kernels import DEVICE, SEGMENT, TILE, TOLERANCE, WIDTHS, make, small_and_poisoned
+from kernel_cases import (
+    OF_STATES,
+    SEGMENT,
+    TILE,
+    TOLERANCE,
+    WIDTHS,
+    boundaries_of,
+    make_packed,
+    packed_at,
+    small_and_poisoned,
+)
 
 from splatflow.ops import dispatch
 from splatflow.ops.triton import cutting
@@ -25,26 +35,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, w
 # two segments are cut into two: shorter ones are one
 LENGTHS = (0, 1, 2, 7, 13, TILE - 1, TILE, TILE + 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 3)
 NUM_CASES = 24
-OF_STATES = ("mass", "total")
 
 
 @pytest.fixture(autouse=True)
 def _small_and_poisoned():
     with small_and_poisoned():
         yield
-
-
-def boundaries_of(*lengths):
-    return [0, *itertools.accumulate(lengths)]
-
-
-def make_packed(boundaries, **sizes):
-    """Arguments of a batch of one, with a state for each document if any is wanted."""
-    arguments = make(**{**sizes, "T": boundaries[-1]})
-    if "mass" in arguments:
-        states = make(**{**sizes, "T": 1, "B": len(boundaries) - 1})
-        arguments |= {name: states[name] for name in OF_STATES}
-    return arguments
 
 
 def case(number):
@@ -68,10 +64,6 @@ def named(number):
     boundaries, sizes, options = case(number)
     kinds = [f"{name}={value}" for name, value in sizes.items() if name != "seed" and value not in (False, None)]
     return "-".join(["causal" if options["causal"] else "both", *map(str, boundaries), *kinds])
-
-
-def packed_at(boundaries):
-    return {"backend": "triton", "cu_seqlens": torch.tensor(boundaries, dtype=torch.int32, device=DEVICE)}
 
 
 @pytest.mark.parametrize("number", range(NUM_CASES), ids=named)

@@ -16,28 +16,27 @@ from unittest.mock import patch
 import pytest
 import torch
 from cases import GRAINS, relative_error
-from kernels import poisoned
 
 import splatflow.nn.splat_attention as layer_module
 import splatflow.ops.triton as room
 from splatflow.nn import SplatAttention
 from splatflow.ops import Splats, SplatState, Transform, hybrid
-from splatflow.ops.hybrid import Heard, hybrid_attention
+from splatflow.ops.hybrid import hybrid_attention
 from splatflow.ops.splats import Targets
 from splatflow.ops.window_state import WindowState, each_part, empty_window
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+from kernel_cases import DEVICE, TILE, TOLERANCE, poisoned
+
 from splatflow.ops.triton import launch, operators
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which interprets, that exp(-1e9) is 0
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TILE = 16
-TOLERANCE = 1e-5  # of fp32
 WINDOWS = (1, 2, TILE - 1, TILE, TILE + 1, 2 * TILE + 1, 2 * TILE + 3)
-WIDTHS = ((7, 4, 5), (1, 2, 1), (17, 6, 3), (16, 16, 16), (5, 18, 3), (3, 2, 18))  # M, P, D
-NUM_CASES = 42
+WIDTHS = ((7, 4, 5), (1, 2, 1), (17, 6, 3), (16, 16, 16), (5, 18, 3), (3, 2, 18))  # M, P, D, of which P is even
+NUM_CASES = 21
+in_parts = partial(hybrid_attention, backend="portable")
 STARTS = ("full", "padded", "empty")  # the window: all real; some not, nor some new tokens; none real, nothing sent yet
 
 
@@ -93,19 +92,6 @@ def cast(arguments, dtype, inner):
     return {**arguments, **changed, "log_scale": arguments["log_scale"].to(dtype), "state": state}
 
 
-def in_parts(arguments):
-    """The portable form, once for each of the heads that receive from one."""
-    targets, log_scale, num_senders = arguments["targets"], arguments["log_scale"], len(arguments["splats"].centers)
-    group = len(log_scale) // num_senders
-    found = []
-    for number in range(group):
-        some = Targets(targets.positions[:, :, number::group], None)
-        of_some = {**arguments, "targets": some, "log_scale": log_scale[number::group]}
-        found.append(hybrid_attention(**of_some, backend="portable"))
-    near, far = (torch.stack(parts, 3).flatten(2, 3) for parts in list(zip(*found, strict=True))[:2])
-    return Heard(near, far, *found[0][2:])
-
-
 def case(number):
     """Keywords of `make`: a fixed draw of all that the kernel is built for."""
     draw = random.Random(number)
@@ -130,14 +116,14 @@ def named(number):
 @pytest.mark.parametrize("number", range(NUM_CASES), ids=named)
 def test_equals_the_parts(number):
     arguments = make(**case(number))
-    expected = in_parts(cast(arguments, torch.float64, torch.float64))
+    expected = in_parts(**cast(arguments, torch.float64, torch.float64))
     actual = hybrid_attention(**arguments, backend="triton")
     found = {"near": actual.near, "far": actual.far, **actual.splats._asdict()}
     wanted = {"near": expected.near, "far": expected.far, **expected.splats._asdict()}
     for name, part in found.items():
         assert part.dtype == torch.float32
         assert relative_error(part, wanted[name]) <= TOLERANCE, name
-    moved = in_parts(arguments)
+    moved = in_parts(**arguments)
     for name in ("window", "leaving"):
         for part, other in zip(getattr(actual, name), getattr(moved, name), strict=True):
             assert (part is None and other is None) or torch.equal(part, other), name
@@ -155,9 +141,9 @@ def test_the_cases_meet_everything():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kinds", [{}, {"decay": "head", "gate": "splat", "start": "padded"}], ids=str)
 def test_half_precision_is_at_most_twice_as_far_off_as_plain_torch(dtype, kinds):
-    arguments = cast(make(W=33, M=13, P=6, D=11, **kinds), dtype, torch.float32)
-    exact = in_parts(cast(arguments, torch.float64, torch.float64))
-    plain, actual = in_parts(arguments), hybrid_attention(**arguments, backend="triton")
+    arguments = cast(make(B=1, W=33, M=13, P=6, D=11, **kinds), dtype, torch.float32)
+    exact = in_parts(**cast(arguments, torch.float64, torch.float64))
+    plain, actual = in_parts(**arguments), hybrid_attention(**arguments, backend="triton")
     assert actual.near.dtype == actual.far.dtype == actual.window.values.dtype == dtype
     for name in ("near", "far"):
         error, plain_error = (relative_error(getattr(found, name), getattr(exact, name)) for found in (actual, plain))
@@ -171,7 +157,7 @@ def test_half_precision_is_at_most_twice_as_far_off_as_plain_torch(dtype, kinds)
 
 def test_the_widest():
     arguments = make(B=1, G=1, W=3, M=128, P=128, D=128, decay="splat")
-    expected = in_parts(cast(arguments, torch.float64, torch.float64))
+    expected = in_parts(**cast(arguments, torch.float64, torch.float64))
     actual = hybrid_attention(**arguments, backend="triton")
     for part, other in zip((*actual[:2], *actual.splats), (*expected[:2], *expected.splats), strict=True):
         assert relative_error(part, other) <= TOLERANCE
@@ -203,10 +189,12 @@ def test_nan_in_one_sequence_reaches_no_other_and_is_not_hidden(name):
     assert (actual.far if name == "state" else actual.near)[1].isnan().all()
 
 
+NUM_DECODED = 16  # more than twice a window, and a lag after it
 LAYERS = {  # options, and how many tokens come first in one piece
     "plain": ({}, 0),
     "decay and gate": ({"decay": "splat", "write_gate": True, "conv_size": 3, "value_skip": True}, 11),
     "decay of heads": ({"decay": "head", "tied_positions": True, "value_dim": 5}, 0),
+    "shared senders": ({"num_key_value_heads": 1, "decay": "splat", "write_gate": True}, 11),
     "lagged": ({"decay": "head", "transform": "lagged", "lag": 8}, 11),
 }
 
@@ -216,14 +204,14 @@ LAYERS = {  # options, and how many tokens come first in one piece
 def test_decoding_token_by_token_equals_one_pass_without_it(options, prompt):
     torch.manual_seed(0)
     layer = SplatAttention(14, 2, 5, window_size=7, position_dim=6, **options).to(DEVICE)
-    hidden_states = torch.randn(1, prompt + 40, 14, device=DEVICE)
-    mask = torch.rand(1, prompt + 40, device=DEVICE) < 0.8
+    hidden_states = torch.randn(1, prompt + NUM_DECODED, 14, device=DEVICE)
+    mask = torch.rand(1, prompt + NUM_DECODED, device=DEVICE) < 0.8
     with patch.object(layer_module, "hybrid_attention", partial(hybrid_attention, backend="portable")):
         expected, last = layer(hidden_states, attention_mask=mask)
         start, state = layer(hidden_states[:, :prompt], attention_mask=mask[:, :prompt])
     outputs = [start]
     with patch.object(layer_module, "hybrid_attention", partial(hybrid_attention, backend="triton")):
-        for token in range(prompt, prompt + 40):
+        for token in range(prompt, prompt + NUM_DECODED):
             one = slice(token, token + 1)
             output, state = layer(hidden_states[:, one], attention_mask=mask[:, one], state=state)
             outputs.append(output)
@@ -331,7 +319,7 @@ def test_wrong_calls_are_refused_by_both_forms(backend, change, message):
 
 @pytest.mark.parametrize(("decay", "gate"), [(None, None), ("head", "splat")])
 def test_the_operator_of_torch(decay, gate):
-    given = make(decay="splat" if decay else None, gate=gate, W=3)
+    given = make(decay="splat" if decay else None, gate=gate, B=1, W=3, G=1, R=2)
     tokens, window = ([*given[name]] for name in ("tokens", "window"))
     arguments = given["targets"].positions, given["log_scale"], [*given["splats"][:3]], tokens, window, *given["state"]
     torch.library.opcheck(operators.window_step, arguments)
