@@ -4,7 +4,8 @@ Inputs are drawn afresh from a seed that is recorded, and memory that nobody has
 that leaves out a corner is found out. A new row of `BACKENDS` is checked and timed without a change here.
 """
 
-# B batch, T token, H head, M splat, P position width, D value width, K point of half a lattice
+# B batch, T token, H head that sends, R head that receives from it, W token of a window, M splat, P position width,
+# D value width, K point of half a lattice
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,9 +25,12 @@ import torch.nn.functional as F
 
 from splatflow.diagnostics.speed import random_splats
 from splatflow.ops import Lattice, Splats, SplatState, splat_attention
+from splatflow.ops.hybrid import hybrid_attention
+from splatflow.ops.splats import Targets
+from splatflow.ops.window_state import WindowState
 
 from .cases import Case
-from .contenders import backends, reason_of_refusal
+from .contenders import DEFINITIONS, backends, reason_of_refusal
 from .ledger import ROOT
 
 if TYPE_CHECKING:
@@ -36,12 +41,22 @@ B, H = 2, 2
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 2e-2)}
 # where a token lies at the very edge of a reach, the definition in the same type is as far off: twice that is right too
 MOST_RELIEF = 10
-PLAIN = ("reference", "recurrent", "sparse", "reach", "chunked")  # backends without kernels of their own
+PLAIN = ("reference", "recurrent", "reach", "chunked")  # backends without kernels of their own
+STEPS = ("portable", "triton")  # ways to decode a token of the hybrid
+PER_TOKEN = ("send_positions", "receive_positions", "values", "log_decay", "write_gate")
+# so many tokens are more than 1,024 events of a splat, of which a segment of a scan has no more, and, with a decay of
+# each splat, more than 64 tiles of 16, which are two segments of a document
+SEVERAL_SEGMENTS = 1063
+LONGEST_MATRIX = 512  # tokens for which the definition is a matrix; what is longer it adds up token by token
 SANITIZER, FOUND, SANITIZER_SECONDS = "compute-sanitizer", 99, 120
 
 
 class Configuration(NamedTuple):
-    """One call that a backend must get right. `decay` is None, "head" or "splat"."""
+    """One call that a backend must get right. `decay` is None, "head" or "splat".
+
+    `receivers` heads receive from each that sends; `documents` are the lengths of those packed end to end; with a
+    `window` of so many tokens it is a token of the hybrid.
+    """
 
     seq_len: int
     num_splats: int
@@ -53,9 +68,12 @@ class Configuration(NamedTuple):
     state: bool = False
     routing: str = "mixture"
     top_p: int | None = None
+    receivers: int = 1
+    documents: tuple[int, ...] = ()
+    window: int = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self._asdict().items() if value not in (None, False))
+        return ", ".join(f"{name} {value}" for name, value in self._asdict().items() if value not in (None, False, ()))
 
 
 def configurations(num_splats: tuple[int, ...]) -> dict[int, list[Configuration]]:
@@ -65,25 +83,47 @@ def configurations(num_splats: tuple[int, ...]) -> dict[int, list[Configuration]
         made[count] = [Configuration(197, count, causal=False), Configuration(2 * max(64, count) + 1, count)]
         made[count] += [Configuration(127, count, decay=decay, state=True) for decay in ("head", "splat")]
         made[count] += [Configuration(131, count, routing="compact"), Configuration(131, count, top_p=4)]
+    packed = {"decay": "head", "state": True, "receivers": 2, "documents": (65, 0, 1, 131)}
+    for count in num_splats[-2:]:  # the widest in each type: kernels take a second each to compile
+        made[count] += [Configuration(197, count, **packed)]
     odd = {"position_dim": 6, "value_dim": 5, "gate": True, "state": True}
     made[0] = [Configuration(67, 7, causal=causal, **odd) for causal in (True, False)]
     made[0] += [Configuration(64, 7, decay=decay, **odd) for decay in (None, "head", "splat")]
     made[0] += [Configuration(131, 7, routing="gaussian", **odd), Configuration(131, 7, routing="compact", **odd)]
     made[0] += [Configuration(67, 37, routing="mixture", top_p=4, **odd)]
     made[0] += [Configuration(67, 49, routing="lattice", top_p=4, decay=decay, **odd) for decay in (None, "head")]
+    made[0] += [Configuration(67, 7, causal=False, receivers=3, documents=(1, 0, 66), **odd)]
+    made[0] += [Configuration(67, 49, routing="lattice", top_p=4, receivers=2, documents=(1, 0, 66), **odd)]
+    # as many as there are, so that every token is sent to each
+    every = {"routing": "lattice", "top_p": 4}
+    made[0] += [Configuration(SEVERAL_SEGMENTS, 4, decay=decay, **every, **odd) for decay in (None, "head")]
+    made[0] += [Configuration(523, 7, decay="splat", receivers=2, **odd)]  # more than 32 tiles of 16
+    long = (37, 0, SEVERAL_SEGMENTS, 1)
+    made[0] += [Configuration(sum(long), 7, decay="splat", documents=long, **odd)]
     return made
+
+
+def steps(num_splats: tuple[int, ...]) -> list[Configuration]:
+    """Tokens of the hybrid: of the fewest and of the most splats, and odd ones."""
+    ends = sorted({min(num_splats), max(num_splats)})
+    made = [Configuration(1, count, decay="head", state=True, window=32) for count in ends]
+    odd = {"position_dim": 6, "value_dim": 5, "state": True}
+    made += [Configuration(1, 7, receivers=3, window=1, **odd)]
+    return [*made, Configuration(1, 7, decay="splat", gate=True, receivers=2, window=67, **odd)]
 
 
 def drawn(configuration: Configuration, seed: int) -> dict[str, Tensor]:
     """All tensors of a call by name, fp32, on the CPU. Numbers that are given to backends in bf16 are such already."""
     generator = torch.Generator().manual_seed(seed)
     T, M, P, D = configuration[:4]
+    R, S, documents = configuration.receivers, T + configuration.window, configuration.documents
+    batch, num_states = (1, len(documents)) if documents else (B, B)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    tensors = {name: normal(B, T, H, P) for name in ("send_positions", "receive_positions")}
-    tensors["values"] = normal(B, T, H, D)
+    tensors = {"send_positions": normal(batch, S, H, P), "receive_positions": normal(batch, T, H * R, P)}
+    tensors["values"] = normal(batch, S, H, D)
     tensors = {name: part.bfloat16().float() for name, part in tensors.items()}
     if configuration.routing == "lattice":
         K = math.isqrt(M)
@@ -95,30 +135,51 @@ def drawn(configuration: Configuration, seed: int) -> dict[str, Tensor]:
     tensors |= {f"splats {name}": part for name, part in splats._asdict().items() if part is not None}
     width = {"head": (), "splat": (M,)}
     if configuration.decay is not None:
-        tensors["log_decay"] = F.logsigmoid(3 + normal(B, T, H, *width[configuration.decay]))
+        tensors["log_decay"] = F.logsigmoid(3 + normal(batch, S, H, *width[configuration.decay]))
     if configuration.gate:
-        tensors["write_gate"] = normal(B, T, H).sigmoid()
+        tensors["write_gate"] = normal(batch, S, H).sigmoid()
     if configuration.state:
-        tensors |= {"state mass": normal(B, H, M).exp(), "state total": normal(B, H, M, D)}
+        tensors |= {"state mass": normal(num_states, H, M).exp(), "state total": normal(num_states, H, M, D)}
+    if configuration.window:
+        tensors |= {"log_scale": 0.3 * normal(H * R), "real": normal(batch, S) < 1}
     return tensors
 
 
-def results(tensors: dict[str, Tensor], configuration: Configuration, backend: str) -> dict[str, Tensor]:
-    """Output, final state and the gradient of every argument, of a weighted sum of all of them."""
+def results(
+    tensors: dict[str, Tensor], configuration: Configuration, backend: str, *, alone: bool = False
+) -> dict[str, Tensor]:
+    """Output, final state and the gradient of every argument, of a weighted sum of all of them.
+
+    Packed documents are given as such, or each `alone`.
+    """
+    if configuration.window:
+        return step(tensors, backend)
     leaves = {name: part.detach().requires_grad_() for name, part in tensors.items()}
     kind = Lattice if configuration.routing == "lattice" else Splats
-    parts = {name.removeprefix("splats "): part for name, part in leaves.items() if name.startswith("splats ")}
-    options = {name: part for name, part in leaves.items() if " " not in name}
-    if configuration.state:
-        options["state"] = SplatState(leaves["state mass"], leaves["state total"])
-    output, state = splat_attention(
-        splats=kind(**parts),
+    call = partial(
+        splat_attention,
+        splats=kind(**named(leaves, "splats")),
         causal=configuration.causal,
         routing=configuration.routing,
         top_p=configuration.top_p,
         backend=backend,
-        **options,
     )
+    tokens = {name: part for name, part in leaves.items() if name in PER_TOKEN}
+    before = SplatState(**named(leaves, "state")) if configuration.state else None
+    boundaries = [0, *accumulate(configuration.documents)]
+    if not configuration.documents:
+        output, state = call(**tokens, state=before)
+    elif not alone:
+        ends = torch.tensor(boundaries, device=tokens["values"].device)
+        output, state = call(**tokens, state=before, cu_seqlens=ends)
+    else:
+        pieces = []
+        for number, (start, stop) in enumerate(pairwise(boundaries)):
+            here = {name: part[:, start:stop] for name, part in tokens.items()}
+            of_it = None if before is None else SplatState(*(part[number, None] for part in before))
+            pieces.append(call(**here, state=of_it))
+        outputs, states = zip(*pieces, strict=True)
+        output, state = torch.cat(outputs, 1), SplatState(*map(torch.cat, zip(*states, strict=True)))
     found = {"output": output, "mass": state.mass, "total": state.total}
     weights = torch.Generator().manual_seed(0)
     loss = sum(
@@ -128,11 +189,45 @@ def results(tensors: dict[str, Tensor], configuration: Configuration, backend: s
     return {**found, **{f"d {name}": part for name, part in zip(leaves, gradients, strict=True)}}
 
 
+def step(tensors: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    """What a token of the hybrid hears near and far, and both memories after it. One launch has no gradient."""
+
+    def tokens(there: slice) -> WindowState:
+        parts = {name: tensors[name][:, there] for name in WindowState._fields if name in tensors}
+        return WindowState(**{**dict.fromkeys(WindowState._fields), **parts, "real": parts["real"].bool()})
+
+    heard = hybrid_attention(
+        Targets(tensors["receive_positions"], None),
+        tokens(slice(-1, None)),
+        tensors["log_scale"],
+        Splats(**named(tensors, "splats")),
+        tokens(slice(-1)),
+        SplatState(**named(tensors, "state")),
+        backend=backend,
+    )
+    window = {f"window {name}": part for name, part in heard.window._asdict().items() if part is not None}
+    window["window real"] = heard.window.real.float()
+    return {"near": heard.near, "far": heard.far, **heard.splats._asdict(), **window}
+
+
+def named(tensors: dict[str, Tensor], of: str) -> dict[str, Tensor]:
+    """The parts of "splats" or of the "state", by their own names."""
+    return {name.removeprefix(f"{of} "): part for name, part in tensors.items() if name.startswith(f"{of} ")}
+
+
 @cache
 def expectation(configuration: Configuration, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs, and what the definition makes of them in fp64: computed once for all backends."""
     tensors = drawn(configuration, seed)
-    return tensors, results({name: part.double() for name, part in tensors.items()}, configuration, "reference")
+    doubles = {name: part.double() for name, part in tensors.items()}
+    return tensors, results(doubles, configuration, definition_of(configuration), alone=True)
+
+
+def definition_of(configuration: Configuration) -> str:
+    """What others are compared with. A token of the hybrid has the portable form, each memory by itself."""
+    if configuration.window:
+        return "portable"
+    return "reference" if configuration.seq_len <= LONGEST_MATRIX else "recurrent"
 
 
 @contextmanager
@@ -173,20 +268,23 @@ def errors(
     with poisoned_memory():
         if reason_of_refusal(lambda: found.update(results(given, configuration, backend)), backend) is not None:
             return None
-    # the greatest gradient is the unit of one that is 0 but for rounding
-    unit = 1e-3 * max(part.norm().item() for name, part in expected.items() if name.startswith("d "))
+    # the greatest gradient is the unit of one that is 0 but for rounding; of no gradients the greatest result
+    norms = {name: part.norm().item() for name, part in expected.items()}
+    unit = 1e-3 * max([norm for name, norm in norms.items() if name.startswith("d ")] or norms.values())
     return {
-        name: ((found[name].double().cpu() - part).norm() / part.norm().clamp_min(unit)).item()
+        name: (found[name].double().cpu() - part).norm().item() / max(unit, norms[name])
         for name, part in expected.items()
     }
 
 
 def check(backend: str, device: str, asked: list[Configuration], seed: int) -> dict[str, Any]:
     """The row of a backend: "right", "wrong" with the first that was, or "left out" if it does nothing of this."""
-    greatest = {"output": 0.0, "gradient": 0.0}
+    greatest: dict[str, float] = {}
     num_checked = 0
     for number, configuration in enumerate(asked):
         for dtype, tolerances in TOLERANCES.items():
+            if backend in DEFINITIONS and configuration.seq_len > LONGEST_MATRIX:
+                continue
             with one_thread():
                 here = errors(configuration, backend, device, dtype, seed + number)
             if here is None:
@@ -197,13 +295,13 @@ def check(backend: str, device: str, asked: list[Configuration], seed: int) -> d
                 tolerance = tolerances[kind == "gradient"]
                 if not error <= tolerance:  # NaN is wrong too
                     with one_thread():
-                        plain = errors(configuration, "reference", device, dtype, seed + number)
+                        plain = errors(configuration, definition_of(configuration), device, dtype, seed + number)
                     tolerance = max(tolerance, min(2 * plain[name], MOST_RELIEF * tolerance))
                 if not error <= tolerance:
                     told = f"{configuration}: {name} is off by {error:.1e} in {dtype}, expected at most {tolerance:g}"
                     return {"result": "wrong", "reason": told, "calls": num_checked}
                 if dtype == torch.float32:
-                    greatest[kind] = max(greatest[kind], error)
+                    greatest[kind] = max(greatest.get(kind, 0.0), error)
     if num_checked == 0:
         return {"result": "left out", "reason": "it supports no configuration that is checked"}
     return {"result": "right", "calls": num_checked, **greatest}
@@ -220,7 +318,14 @@ def jobs(num_splats: tuple[int, ...], device: str, seed: int) -> Iterator[tuple[
     for backend in backends():
         for count, some in asked.items():
             yield check_case(backend, count, device), partial(check, backend, device, some, seed)
+    for way in ways_to_step():
+        yield check_case(f"hybrid step ({way})", 0, device), partial(check, way, device, steps(num_splats), seed)
     yield check_case(SANITIZER, 0, device), partial(sanitize, device)
+
+
+def ways_to_step() -> list[str]:
+    """Without kernels under Triton's interpreter, as `backends`."""
+    return [way for way in STEPS if way in ("portable", *backends())]
 
 
 def sanitize(device: str) -> dict[str, Any]:
@@ -244,7 +349,17 @@ def sanitize(device: str) -> dict[str, Any]:
     return {"result": "left out", "reason": f"{SANITIZER} ended with {finished.returncode}: {' '.join(last)}"[:200]}
 
 
+def few() -> Iterator[Configuration]:
+    """The smallest that meet search, scan, packed documents and heads that share a sender."""
+    yield Configuration(67, 16)
+    yield Configuration(67, 16, causal=False)
+    yield Configuration(67, 16, decay="head", state=True)
+    yield Configuration(67, 16, receivers=2, documents=(37, 0, 30))
+    yield Configuration(67, 49, position_dim=6, routing="lattice", top_p=4)
+    yield Configuration(SEVERAL_SEGMENTS, 4, 6, 5, decay="head", routing="lattice", top_p=4)
+
+
 if __name__ == "__main__":  # under compute-sanitizer
-    few = [Configuration(67, 16), Configuration(67, 16, causal=False), Configuration(67, 16, decay="head", state=True)]
-    found = [check(backend, "cuda", few, seed=0)["result"] for backend in sys.argv[1:]]
+    found = [check(backend, "cuda", [*few()], seed=0)["result"] for backend in sys.argv[1:]]
+    found.append(check("triton", "cuda", [Configuration(1, 16, state=True, window=32)], seed=0)["result"])
     sys.exit(int("wrong" in found))

@@ -18,7 +18,9 @@ Every figure of this page comes from `benchmarks/results/speed.jsonl`, a line fo
 commit, command and seed, and is written here by `python -m benchmarks.speed report`. The newest line of a case counts.
 
 **Checked first.** Before anything is timed every backend is compared with the definition in fp64, on fresh inputs, with
-memory that nobody has written full of NaN: output, state and every gradient. What is wrong is not timed.
+memory that nobody has written full of NaN: output, state and every gradient, of packed documents and of heads that
+share a sender too; and a decoded token of the hybrid with its two memories worked out one by one. What is wrong is not
+timed.
 
 **Timed in turn.** All contenders of a group are called in rounds (A B C A B C ...), each call on another set of inputs
 and after other memory has been written, so that nothing is found in a cache. The median and, beside it, between what

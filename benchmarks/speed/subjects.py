@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from splatflow.ops import SplatState, splat_attention
+from splatflow.presets import preset
 
 from .cases import BOTH, Case, Scale
 from .clock import Call
@@ -24,7 +25,7 @@ MOST_INPUT_BYTES = 2**30  # of all sets of inputs; a set that is larger than tha
 SETS = 3  # of inputs, that are taken in turn
 TENSORS_MOVED = {"forward": 4, BOTH: 11}  # reads q k v and writes o; then reads q k v and do, and writes dq dk dv
 SPLATS, KV_CACHE = "splats (auto)", "KV cache, softmax (torch)"
-SPLAT_MODEL, SOFTMAX_MODEL = "splat model", "softmax twin"
+SPLAT_MODEL, HYBRID_MODEL, SOFTMAX_MODEL = "splat model", "splat model with a window", "softmax twin"
 
 
 class Subject(NamedTuple):
@@ -129,8 +130,12 @@ def models(num_splats: tuple[int, ...], causal: bool) -> Iterator[tuple[str, int
     yield from ((SPLAT_MODEL, 0), (SOFTMAX_MODEL, 0))
 
 
+def generators(num_splats: tuple[int, ...], causal: bool) -> Iterator[tuple[str, int]]:
+    yield from ((SPLAT_MODEL, 0), (HYBRID_MODEL, 0), (SOFTMAX_MODEL, 0))
+
+
 class Models:
-    """The two models of a scale, each built when it is asked for."""
+    """The models of a scale, each built when it is asked for; that with a window has what its preset says."""
 
     def __init__(self, case: Case, scale: Scale, seed: int) -> None:
         self.settings, self.device, self.dtype, self.seed = scale.model, case.device, scale.dtype, seed
@@ -140,7 +145,8 @@ class Models:
         from splatflow.models import SplatFlowConfig, SplatFlowForCausalLM
 
         torch.manual_seed(self.seed)
-        config = SplatFlowConfig(mixer="softmax" if what == SOFTMAX_MODEL else "splat", **self.settings)
+        settings = {**self.settings, **(preset("hybrid") if what == HYBRID_MODEL else {})}
+        config = SplatFlowConfig(mixer="softmax" if what == SOFTMAX_MODEL else "splat", **settings)
         return SplatFlowForCausalLM(config).to(self.device, self.dtype)
 
     def tokens(self, batch: int, length: int) -> list[Tensor]:
@@ -206,7 +212,7 @@ SUBJECTS: dict[str, Subject] = {
     "memory": Subject(names, one_set, operator_call, bytes_of_operator, tokens_of, timed=False),
     "decode": Subject(decoders, one_set, decode_call, bytes_of_decode, one_each),
     "training": Subject(models, Models, training_call, None, tokens_of),
-    "generation": Subject(models, Models, generation_call, None, one_each),
+    "generation": Subject(generators, Models, generation_call, None, one_each),
 }
 
 
