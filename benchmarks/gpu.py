@@ -46,7 +46,7 @@ def _speed(*pieces: str) -> tuple[Callable[[Path, float], list[str]], Callable[[
         return ["benchmarks.speed", "--only", *pieces, "--minutes", f"{minutes:.2f}", *record]
 
     def dry(results: Path) -> list[str]:
-        return [*flags(results, 0.5), "--tiny", "--device", "cpu"]
+        return [*flags(results, 0.8), "--tiny", "--device", "cpu"]
 
     return flags, dry
 

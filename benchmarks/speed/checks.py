@@ -83,8 +83,9 @@ def configurations(num_splats: tuple[int, ...]) -> dict[int, list[Configuration]
         made[count] = [Configuration(197, count, causal=False), Configuration(2 * max(64, count) + 1, count)]
         made[count] += [Configuration(127, count, decay=decay, state=True) for decay in ("head", "splat")]
         made[count] += [Configuration(131, count, routing="compact"), Configuration(131, count, top_p=4)]
-        packed = {"decay": "head", "receivers": 2, "documents": (65, 0, 1, 131)}
-        made[count] += [Configuration(197, count, state=True, **packed)]
+    packed = {"decay": "head", "state": True, "receivers": 2, "documents": (65, 0, 1, 131)}
+    for count in num_splats[-2:]:  # the widest in each type: kernels take a second each to compile
+        made[count] += [Configuration(197, count, **packed)]
     odd = {"position_dim": 6, "value_dim": 5, "gate": True, "state": True}
     made[0] = [Configuration(67, 7, causal=causal, **odd) for causal in (True, False)]
     made[0] += [Configuration(64, 7, decay=decay, **odd) for decay in (None, "head", "splat")]

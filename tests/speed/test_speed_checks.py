@@ -181,6 +181,12 @@ def test_a_window_of_which_nothing_is_real_is_not_wrong():
     assert check("portable", "cpu", [asked], seed)["result"] == "right"
 
 
+def test_documents_and_receivers_are_met_at_the_sizes_that_are_timed():
+    asked = configurations((3, 5, 7, 11))
+    assert [count for count, some in asked.items() if count and some[-1].documents] == [7, 11]
+    assert {one.receivers for some in asked.values() for one in some} == {1, 2, 3}
+
+
 def test_each_check_is_a_row_and_the_step_has_its_own():
     asked = [case.what for case, _ in checks.jobs((17,), "cpu", seed=5)]
     assert asked[-2:] == ["hybrid step (portable)", checks.SANITIZER]  # kernels are not interpreted for it
