@@ -38,8 +38,8 @@ def checked(function: Callable) -> Callable:
     return checked_function
 
 
-# These two meet wrong calls with errors of their own, which are tested; all behind them is checked.
-BORDER = {"splatflow.ops.dispatch", "splatflow.ops.validate"}
+# These meet wrong calls with errors of their own, which are tested; all behind them is checked.
+BORDER = {"splatflow.ops.dispatch", "splatflow.ops.hybrid", "splatflow.ops.validate"}
 
 with patch.object(typing, "TYPE_CHECKING", True):  # else the names in the annotations are not imported
     import splatflow.ops

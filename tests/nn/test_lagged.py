@@ -230,3 +230,13 @@ def test_no_array_is_as_large_as_tokens_times_splats_times_width():
         output, _ = layer(torch.randn(1, length, width))
     output.sum().backward()
     assert max(sizes) < 8 * length * num_splats < length * num_splats * width
+
+
+def test_padding_hears_nothing_of_what_follows():
+    layer = random_layer()
+    tokens = torch.randn(2, 3 * L + 1, C, dtype=torch.float64)
+    real = torch.rand(tokens.shape[:2], generator=torch.Generator().manual_seed(0)) > 0.4
+    later = tokens.clone()
+    later[:, L + 2 :] *= 100.0
+    outputs = [layer(part, attention_mask=real)[0][:, : L + 2] for part in (tokens, later)]
+    assert outputs[0].equal(outputs[1])

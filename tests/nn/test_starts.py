@@ -165,3 +165,13 @@ def test_a_start_from_attention_copies_it_and_makes_its_keys_the_splats(num_head
 def test_a_layer_of_another_build_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         initialise_from_attention(SplatAttention(C, H, M, **options), SoftmaxAttention(C, H), torch.randn(B, T, C))
+
+
+@pytest.mark.parametrize(("heads", "senders"), [(2 * H, 2 * H), (H, 1), (2 * H, H)])
+def test_an_attention_of_other_heads_is_refused_and_nothing_is_copied(heads, senders):
+    layer, attention = SplatAttention(C, H, M), SoftmaxAttention(C, heads, num_key_value_heads=senders)
+    before = {name: part.clone() for name, part in layer.named_parameters()}
+    message = f"layer has {H} heads, {H} of which send, expected {heads} and {senders} as in the attention"
+    with pytest.raises(ValueError, match=message):
+        initialise_from_attention(layer, attention, torch.randn(B, T, C))
+    assert all(part.equal(before[name]) for name, part in layer.named_parameters())

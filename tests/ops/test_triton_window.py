@@ -258,10 +258,9 @@ REFUSED = {
         "window": given["window"]._replace(send_bias=torch.zeros(2, 5, 2, 7)),
     },
     "receive_bias": changed("targets", bias=torch.zeros(2, 1, 2, 7)),
-    "the width of positions is 3": lambda given: make(P=3),
     "the number of splats is 129, expected 1 to 128": lambda given: make(M=129),
-    "values is torch.float64 in the window and torch.float32 of the token": changed(
-        "window", values=torch.zeros(2, 5, 2, 5, dtype=torch.float64)
+    "values is torch.bfloat16 in the window and torch.float32 of the token": changed(
+        "window", values=torch.zeros(2, 5, 2, 5, dtype=torch.bfloat16)
     ),
     "expected torch.float32": lambda given: cast(given, torch.float64, torch.float64),
     "it has no gradient, and one is wanted": lambda given: {**given, "log_scale": given["log_scale"].requires_grad_()},
@@ -307,14 +306,33 @@ def test_auto_takes_it_on_cuda_if_it_can():
         ({"targets": {"positions": torch.zeros(2, 1, 3, 4)}, "log_scale": torch.zeros(3)}, "positions has 3 heads"),
         ({"routing": "nearest"}, "routing is 'nearest', expected one of"),
         ({"state": {"mass": torch.zeros(2, 2, 6)}}, r"state.mass has shape \[2, 2, 6\]"),
+        ({"tokens": {"send_positions": torch.zeros(2, 2, 2, 4)}}, r"send_positions has shape \[2, 2, 2, 4\]"),
+        ({"tokens": {"real": torch.ones(2, 2, dtype=torch.bool)}}, r"padding_mask has shape \[2, 2\]"),
+        ({"window": {"real": torch.ones(2, dtype=torch.bool)}}, r"window.real has shape \[2\]"),
+        ({"window": {"values": torch.zeros(2, 5, 2, 5, dtype=torch.int64)}}, "window.values is torch.int64"),
+        ({"window": {"real": None}}, "window.real is a NoneType, expected a tensor"),
+        ({"window": None}, "window is a NoneType, expected WindowState"),
+        ({"targets": torch.zeros(2, 1, 2, 4)}, "targets is a Tensor, expected Targets"),
+        ({"log_scale": torch.zeros(2, dtype=torch.int64)}, "log_scale is torch.int64, expected a tensor of floats"),
     ],
 )
 def test_wrong_calls_are_refused_by_both_forms(backend, change, message):
     given = make()
     for name, part in change.items():
         given[name] = given[name]._replace(**part) if isinstance(part, dict) else part
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         hybrid_attention(**given, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["portable", "triton"])
+def test_odd_widths_are_refused_and_plain_tuples_and_no_state_will_do(backend):
+    with pytest.raises(ValueError, match="send_positions is 3 wide, expected an even width"):
+        hybrid_attention(**make(P=3), backend=backend)
+    given = make()
+    empty = SplatState(*(torch.zeros_like(part) for part in given["state"]))
+    expected = hybrid_attention(**{**given, "state": empty}, backend=backend)
+    plain = {name: tuple(given[name]) for name in ("targets", "tokens", "window", "splats")}
+    assert hybrid_attention(**{**given, **plain, "state": None}, backend=backend).far.equal(expected.far)
 
 
 @pytest.mark.parametrize(("decay", "gate"), [(None, None), ("head", "splat")])

@@ -203,6 +203,16 @@ WRONG_CALLS = {
         ValueError,
         ["num_key_value_heads is 3", "a divisor of the 2 heads"],
     ),
+    "a table of biases of other heads": (
+        lambda: partial(layer(num_key_value_heads=1)(), torch.zeros(B, T, 12))(token_bias=torch.zeros(B, T, 2, M)),
+        ValueError,
+        ["token_bias has shape", f"expected [{B}, {T}, 1, {M}]"],
+    ),
+    "a table of biases that is none": (
+        lambda: partial(layer()(), torch.zeros(B, T, 12))(token_bias="mine"),
+        TypeError,
+        ["token_bias is str"],
+    ),
     "half a sender": (layer(num_key_value_heads=0.5), TypeError, ["num_key_value_heads is 0.5", "integer"]),
     "tied positions of other heads": (
         layer(num_key_value_heads=1, tied_positions=True),

@@ -7,7 +7,7 @@ For each a function that reads it off hidden states by a projection, None withou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,17 @@ def biases_of(
     if token_bias is None:
         return send_bias, receive_bias
     return send_bias + token_bias, receive_bias + of_receivers
+
+
+def check_token_bias(token_bias: Any, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless it is None, or a tensor of floats of this shape, [B, T, H, R]."""
+    if token_bias is None:
+        return
+    if not isinstance(token_bias, torch.Tensor) or not token_bias.is_floating_point():
+        given = getattr(token_bias, "dtype", type(token_bias).__name__)
+        raise TypeError(f"token_bias is {given}, expected a tensor of floats or None")
+    if tuple(token_bias.shape) != shape:
+        raise ValueError(f"token_bias has shape {list(token_bias.shape)}, expected {list(shape)}")
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from splatflow.requirements import (
 from .blocks import HeadOutput, HeadProjections, check_inputs, check_layer_state, only_real
 from .factors import (
     biases_of,
+    check_token_bias,
     log_decay_of,
     start_nearly_open,
     start_with_half_lives,
@@ -138,7 +139,7 @@ class SplatAttention(SplatSet):
         if not causal:
             require_no_order(window_size=window_size, decay=decay)
         self.hidden_size, self.causal, self.window_size, self.decay = hidden_size, causal, window_size, decay
-        self.num_heads, self.num_receivers = num_heads, num_heads // senders
+        self.num_heads, self.num_key_value_heads, self.num_receivers = num_heads, senders, num_heads // senders
         self.silenced: frozenset[str] = frozenset()  # memories switched off, see `silence`
 
         self.projections = HeadProjections(
@@ -211,6 +212,7 @@ class SplatAttention(SplatSet):
                 preferences that do not follow from the hidden states, such as a table's.
         """
         check_inputs(self.hidden_size, hidden_states, attention_mask)
+        check_token_bias(token_bias, (*hidden_states.shape[:2], self.num_sets, self.num_biases))
         if state is not None:
             shapes = self._shapes_of_state(hidden_states.shape[0], token_bias is not None)
             check_layer_state(state, shapes, hidden_states.dtype)

@@ -152,6 +152,11 @@ def initialise_from_attention(
     Raises:
         ValueError: the two differ in a part that is copied, or there are fewer positions than splats.
     """
+    heads = [(layer.num_heads, layer.num_sets), (attention.num_heads, attention.num_key_value_heads)]
+    if heads[0] != heads[1]:
+        raise ValueError(
+            "layer has {} heads, {} of which send, expected {} and {} as in the attention".format(*heads[0], *heads[1])
+        )
     for name in ("projections", "output"):
         ours, theirs = (dict(side.get_submodule(name).named_parameters()) for side in (layer, attention))
         for part in sorted(ours.keys() | theirs.keys()):

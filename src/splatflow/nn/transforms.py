@@ -111,7 +111,8 @@ def hear_lagged(
     else:
         later = states_after_chunks(attend, each(slots.put, sources_of(tokens)), slots.num_chunks, before)
     states = SplatState(*(torch.cat([old[:, None], new], 1) for old, new in zip(lagged.splats, later, strict=True)))
-    return hear_chunks(attend, mlp.added, slots, targets, states), lagged.after(exists, states, lag)
+    heard = hear_chunks(attend, mlp.added, slots, targets, states)
+    return heard.masked_fill(~exists[..., None, None], 0.0), lagged.after(exists, states, lag)
 
 
 def require_transform(transform: str | None, causal: bool) -> None:

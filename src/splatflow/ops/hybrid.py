@@ -7,6 +7,7 @@ It is sent to the splats when it leaves the window, with all that it was given a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,10 +16,10 @@ from . import triton
 from .dispatch import splat_attention
 from .lagged import Attend
 from .routing import ROUTINGS, Router
-from .splats import Lattice, Splats, SplatState, Targets
+from .splats import Lattice, Splats, SplatState, Targets, Tokens, inner_dtype
 from .transform import Transform
 from .validate import check_arguments
-from .window_state import WindowState, check_window, each_part, hear_window, slide
+from .window_state import WindowState, each_part, hear_window, slide
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,7 +42,7 @@ def hybrid_attention(
     log_scale: Float[Tensor, " H"],
     splats: Splats | Lattice,
     window: WindowState,
-    state: SplatState,
+    state: SplatState | None,
     *,
     routing: str = "mixture",
     top_p: int | None = None,
@@ -61,20 +62,27 @@ def hybrid_attention(
         tokens: the same tokens as the splats will want them when they leave the window.
         log_scale: of the scores in the window, a head.
         splats, routing, top_p, receive_mixing, transform: as `splat_attention` has them.
-        window, state: both memories before the first token. `empty_window` has no tokens yet.
+        window, state: both memories before the first token. `empty_window` has no tokens yet; a state of None is empty.
+            What stands where a token is not real has to be finite.
         backend: "triton", on CUDA or interpreted, decodes a token in one launch (`triton.supports_step` says what it is
             built for); "portable" works out one memory after the other; "auto" is the first, if it can, on CUDA.
 
     Raises:
-        ValueError, TypeError: as `splat_attention`; a window of other tokens than these; a backend that cannot do this,
-            with the reason.
+        ValueError, TypeError: as `splat_attention`, whose `padding_mask` is `real` here; a window of other tokens than
+            these; a backend that cannot do this, with the reason.
 
     Source: `docs/mathematics.md`, section 3.
     """
+    targets = _parts(Targets, "targets", targets, ("positions",))
+    tokens = _parts(WindowState, "tokens", tokens, ("send_positions", "values", "real"))
+    window = _parts(WindowState, "window", window, ("send_positions", "values", "real"))
     how: dict[str, Any] = {"routing": routing, "top_p": top_p, "receive_mixing": receive_mixing, "transform": transform}
-    check_window(window, tokens, log_scale, targets.positions.shape[2])
-    if _in_one_launch(backend, tokens.values.device):
-        _check_token(targets, tokens, splats, state, **how)
+    in_one_launch = _in_one_launch(backend, tokens.values.device)
+    _check_tokens(targets, tokens, splats, state, **how)
+    _check_window(window, tokens, log_scale, targets.positions.shape[2])
+    if state is None:
+        state = SplatState.empty(tokens.values, len(tokens.values), ROUTINGS[routing].kind(*splats).num_splats)
+    if in_one_launch:
         router = Router(ROUTINGS[routing], ROUTINGS[routing].kind(*splats), top_p, receive_mixing, transform)
         step = router, targets, tokens, log_scale, window, state
         reason = triton.supports_step(*step)
@@ -107,6 +115,18 @@ def hear_splats(
     )
 
 
+def _parts(kind: type[Tokens], name: str, given: Any, needed: Sequence[str]) -> Tokens:
+    """A named tuple of its kind, made of one or of a plain one, in which some parts have to be tensors."""
+    fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]  # a named tuple, which cannot be said
+    if not (isinstance(given, tuple) and len(given) == len(fields)):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected {kind.__name__}({', '.join(fields)})")
+    parts = kind(*given)
+    for part in needed:
+        if not isinstance(getattr(parts, part), torch.Tensor):
+            raise TypeError(f"{name}.{part} is a {type(getattr(parts, part)).__name__}, expected a tensor")
+    return parts
+
+
 def _in_one_launch(backend: str, device: torch.device) -> bool:
     """Whether the kernel is to be tried."""
     if backend not in ("auto", "portable", "triton"):
@@ -114,10 +134,10 @@ def _in_one_launch(backend: str, device: torch.device) -> bool:
     return backend == "triton" or (backend == "auto" and device.type == "cuda")
 
 
-def _check_token(
-    targets: Targets, tokens: WindowState, splats: Splats | Lattice, state: SplatState, **how: Any
+def _check_tokens(
+    targets: Targets, tokens: WindowState, splats: Splats | Lattice, state: SplatState | None, **how: Any
 ) -> None:
-    """What `splat_attention` checks, where it is not called."""
+    """What `splat_attention` checks, of tokens that it will see when they leave the window."""
     check_arguments(
         tokens.send_positions,
         targets.positions,
@@ -133,3 +153,30 @@ def _check_token(
         cu_seqlens=None,
         **how,
     )
+    if (width := tokens.send_positions.shape[-1]) % 2:
+        raise ValueError(f"send_positions is {width} wide, expected an even width, which rotary positions need")
+
+
+def _check_window(window: WindowState, tokens: WindowState, log_scale: Float[Tensor, " H"], num_heads: int) -> None:
+    """Raises unless a window holds of its tokens what there is of the new ones, and each head has a scale."""
+    if not isinstance(log_scale, torch.Tensor) or not log_scale.is_floating_point():
+        given = getattr(log_scale, "dtype", type(log_scale).__name__)
+        raise TypeError(f"log_scale is {given}, expected a tensor of floats")
+    if tuple(log_scale.shape) != (num_heads,):
+        raise ValueError(f"log_scale has shape {list(log_scale.shape)}, expected [{num_heads}], one number a head")
+    if window.real.ndim != 2:
+        raise ValueError(f"window.real has shape {list(window.real.shape)}, expected [batch, tokens of the window]")
+    for name, old, new in zip(window._fields, window, tokens, strict=True):
+        if (old is None) != (new is None):
+            given, wanted = ("None", "a tensor") if old is None else ("given", "None")
+            raise ValueError(f"window.{name} is {given}, expected {wanted} as of the tokens")
+        if old is None or new is None:
+            continue
+        expected = (new.shape[0], window.real.shape[1], *new.shape[2:])
+        if tuple(old.shape) != expected or old.device != new.device:
+            raise ValueError(
+                f"window.{name} has shape {list(old.shape)} on {old.device}, expected {list(expected)} on {new.device}"
+            )
+        kinds = [inner_dtype(part.dtype) if part.is_floating_point() else part.dtype for part in (old, new)]
+        if kinds[0] != kinds[1]:
+            raise TypeError(f"window.{name} is {old.dtype}, of the tokens it is {new.dtype}")

@@ -134,7 +134,7 @@ def skipped_share(
     block and all heads as many as where the fewest are.
 
     Raises:
-        ValueError: more heads receive than send.
+        ValueError: not as many heads receive as send.
 
     Example:
         >>> centers = torch.tensor([0.0, 0.1, 100.0, 100.1]).view(1, 4, 1)  # two groups

@@ -40,23 +40,6 @@ def empty_window(tokens: WindowState, window_size: int) -> WindowState:
     return each_part(lambda part: part.new_zeros(part.shape[0], window_size, *part.shape[2:]), tokens)
 
 
-def check_window(window: WindowState, tokens: WindowState, log_scale: Float[Tensor, " H"], num_heads: int) -> None:
-    """Raises ValueError unless a window holds of its tokens what there is of the new ones, and heads have a scale."""
-    if tuple(log_scale.shape) != (num_heads,):
-        raise ValueError(f"log_scale has shape {list(log_scale.shape)}, expected [{num_heads}], one number a head")
-    for name, old, new in zip(window._fields, window, tokens, strict=True):
-        if (old is None) != (new is None):
-            given, wanted = ("None", "a tensor") if old is None else ("given", "None")
-            raise ValueError(f"window.{name} is {given}, expected {wanted} as of the tokens")
-        if old is None or new is None:
-            continue
-        expected = (new.shape[0], window.real.shape[1], *new.shape[2:])
-        if tuple(old.shape) != expected or old.device != new.device:
-            raise ValueError(
-                f"window.{name} has shape {list(old.shape)} on {old.device}, expected {list(expected)} on {new.device}"
-            )
-
-
 def slide(earlier: WindowState, tokens: WindowState) -> tuple[WindowState, WindowState, WindowState]:
     """All W + T tokens in reach of T new ones, those T of them that leave the window, and the W that are then in it."""
     reach = each_part(lambda old, new: torch.cat([old, new], 1), earlier, tokens)

@@ -89,13 +89,11 @@ def supports_step(
 
 
 def _no_step(targets: Targets, tokens: WindowState, window: WindowState, state: SplatState) -> str | None:
-    batch, num_tokens, _, position_dim = tokens.send_positions.shape
+    batch, num_tokens = tokens.real.shape
     if not window.real.shape[1]:
         return "it takes a window of at least one token, and this has none"
     if not batch or num_tokens != 1:
         return f"it takes one token of each sequence, and there are {batch} sequences of {num_tokens}"
-    if position_dim % 2:
-        return f"it turns pairs of numbers, and the width of positions is {position_dim}"
     for name, new, old in zip(window._fields, tokens, window, strict=True):
         if new is not None and old is not None and new.dtype != old.dtype:
             return f"{name} is {old.dtype} in the window and {new.dtype} of the token"
