@@ -6,7 +6,7 @@ Without a GPU, kernels are interpreted on the CPU.
 import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache, wraps
 from inspect import isfunction
 from typing import Any
@@ -26,14 +26,30 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if "CI" in os.environ else "local")
 
 
+def look_of(given: Any) -> Hashable:
+    """What annotations tell apart: shape and type of tensors, in tuples too, and numbers that shapes may depend on."""
+    if isinstance(given, torch.Tensor):
+        return str(given.shape), given.dtype
+    if isinstance(given, tuple | list):
+        return type(given), *map(look_of, given)
+    if isinstance(given, dict):
+        return *given, *map(look_of, given.values())
+    return given if isinstance(given, bool | int | str | None) else type(given)
+
+
 @cache
 def checked(function: Callable) -> Callable:
-    """`function`, with the shapes in its annotations checked at every call that no compiler traces."""
+    """`function`, checked for the shapes in its annotations when no compiler traces it, once for all calls alike."""
     strict = jaxtyped(function, typechecker=beartype)
+    seen = set()
 
     @wraps(function)
     def checked_function(*arguments: Any, **options: Any) -> Any:
-        return (function if torch.compiler.is_compiling() else strict)(*arguments, **options)
+        if torch.compiler.is_compiling() or (look := look_of((arguments, options))) in seen:
+            return function(*arguments, **options)
+        found = strict(*arguments, **options)
+        seen.add(look)
+        return found
 
     return checked_function
 

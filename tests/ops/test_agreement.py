@@ -2,7 +2,6 @@
 
 from unittest.mock import patch
 
-import jaxtyping
 import pytest
 import torch
 from cases import (
@@ -124,8 +123,5 @@ def test_gradcheck(backend, route, kinds):
         output, state = attend(dict(zip(names, parts, strict=True)), causal=causal, backend=backend, **route)
         return output, *state
 
-    with (
-        patch.object(chunked_module, "MIN_CHUNK", 2),  # so that chunks meet within five tokens
-        patch.object(jaxtyping.config, "jaxtyping_disable", True),  # most of the time of thousands of tiny calls
-    ):
+    with patch.object(chunked_module, "MIN_CHUNK", 2):  # so that chunks meet within five tokens
         assert torch.autograd.gradcheck(function, tuple(part.requires_grad_() for part in arguments.values()))
