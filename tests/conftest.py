@@ -27,9 +27,9 @@ settings.load_profile("ci" if "CI" in os.environ else "local")
 
 
 def look_of(given: Any) -> Hashable:
-    """What annotations tell apart: shape and type of tensors, in tuples too, and numbers that shapes may depend on."""
+    """What annotations tell apart: shape and type of tensors, within tuples and dicts; numbers and words; else types."""
     if isinstance(given, torch.Tensor):
-        return str(given.shape), given.dtype
+        return str(given.shape), given.dtype  # symbolic sizes have no hash
     if isinstance(given, tuple | list):
         return type(given), *map(look_of, given)
     if isinstance(given, dict):
@@ -45,7 +45,10 @@ def checked(function: Callable) -> Callable:
 
     @wraps(function)
     def checked_function(*arguments: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling() or (look := look_of((arguments, options))) in seen:
+        if torch.compiler.is_compiling():
+            return function(*arguments, **options)
+        look = look_of((arguments, options))
+        if look in seen:
             return function(*arguments, **options)
         found = strict(*arguments, **options)
         seen.add(look)

@@ -23,14 +23,15 @@ share a sender too; and a decoded token of the hybrid with its two memories work
 timed.
 
 **Timed in turn.** All contenders of a group are called in rounds (A B C A B C ...), each call on another set of inputs
-and after other memory has been written, so that nothing is found in a cache. The median and, beside it, between what
-the middle half of the rounds lies. On a GPU events are timed.
+and after other memory has been written, so that nothing is found in a cache. The median and, beside it, the range of
+the middle half of the rounds. On a GPU events are timed.
 
 **Times the floor.** In the same rounds so many bytes are copied as any way to do the same has to move: forward reads
 queries, keys and values (positions and values) once and writes the output once, four tensors; forward and backward move
-eleven. *Times the best peer* is beside the quickest that is no splats in the same group. Who remembers what is in
-*state*: numbers a head and sequence; keys and slots of the others are as wide as it takes to remember as much as 64
-splats. Peak memory is what a call needs above its inputs.
+eleven. A copy of q, k, v and the output, which an aim speaks of, moves eight, twice the floor. *Times the best peer* is
+beside the quickest that is no splats in the same group. Who remembers what is in *state*: numbers a head and sequence;
+keys and slots of the others are as wide as it takes to remember as much as 64 splats. Peak memory is what a call needs
+above its inputs.
 
 **Not measured** is what would take too long, does not fit or cannot be done; the reason stands in its place.
 """.strip()

@@ -57,7 +57,7 @@ def memory_beside_softmax(rows: Rows) -> Iterable[Verdict]:
                     "peak memory of forward and backward not above that of causal softmax, "
                     f"M = {row['case'].num_splats}, T = 16,384"
                 )
-                yield Verdict(aim, f"{times:.2f} times", times <= 1)
+                yield Verdict(aim, f"{times:.3f} times", times <= 1)
 
 
 def longer_in_the_same_memory(rows: Rows) -> Iterable[Verdict]:
@@ -69,7 +69,7 @@ def longer_in_the_same_memory(rows: Rows) -> Iterable[Verdict]:
                 f"{LONGER * length:,} tokens of splats in the memory of {length:,} of softmax that stores its matrix, "
                 f"forward and backward, M = {row['case'].num_splats}"
             )
-            yield Verdict(aim, f"{times:.2f} times that memory", times <= 1)
+            yield Verdict(aim, f"{times:.3f} times that memory", times <= 1)
 
 
 TARGETS: tuple[Callable[[Rows], Iterable[Verdict]], ...] = (

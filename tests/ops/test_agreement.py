@@ -111,7 +111,7 @@ def test_gradcheck(backend, route, kinds):
     skip_unless(backend, route, kinds.get("decay"), "mixing" in kinds)
     kinds = dict(kinds)
     causal = kinds.pop("causal")
-    sizes = {"B": 1, "T": 5, "H": 1, "M": 4, "P": 2, "D": 2}
+    sizes = {"B": 1, "T": 5, "H": 1, "M": 4, "P": 2, "D": 2}  # several heads are compared with the reference above
     arguments = make_arguments(**sizes, routing=route["routing"], bias=True, state=True, **kinds)
     if "log_decay" in arguments:  # a difference quotient cannot step across 0 or from -inf
         arguments["log_decay"] = arguments["log_decay"].clamp(-1.0, -0.1)

@@ -97,7 +97,7 @@ def test_memory_beside_softmax_and_beside_a_stored_matrix(size, met):
     stored = theirs._replace(subject="memory", what=STORES, seq_len=1024)
     longer = ours._replace(subject="memory", seq_len=10_240)
     found = judged(row(stored, bytes=101), row(longer, bytes=size))
-    assert found == {"10": (f"{size / 101:.2f} times that memory", met)}
+    assert found == {"10": (f"{size / 101:.3f} times that memory", met)}
     assert judged(row(stored, bytes=101), row(longer._replace(seq_len=10_241), bytes=size)) == {}
 
 
