@@ -27,7 +27,7 @@ settings.load_profile("ci" if "CI" in os.environ else "local")
 
 
 def look_of(given: Any) -> Hashable:
-    """What annotations tell apart: shape and type of tensors, within tuples and dicts; numbers and words; else types."""
+    """What annotations tell apart: shape and type of tensors, also in tuples and dicts; numbers, words; else types."""
     if isinstance(given, torch.Tensor):
         return str(given.shape), given.dtype  # symbolic sizes have no hash
     if isinstance(given, tuple | list):
